@@ -1,0 +1,103 @@
+// Two people with @xmpp/client, over TLS with verification: node chat.mjs xmpp://127.0.0.1:5222
+// NODE_EXTRA_CA_CERTS names the authority to trust. Exit status 0: all went as it should.
+
+import assert from "node:assert/strict";
+import { client, xml } from "@xmpp/client";
+
+const service = process.argv[2];
+const PATIENCE = 15_000; // milliseconds for one thing to happen
+
+class Person {
+  constructor(name, resource) {
+    this.waiting = [];
+    this.unread = [];
+    this.xmpp = client({ service, domain: "example.org", resource, username: name, password: `${name}-secret` });
+    this.xmpp.reconnect.stop();
+    this.xmpp.on("error", (error) => fail(`${name}: ${error}`));
+    this.xmpp.on("stanza", (stanza) => {
+      const at = this.waiting.findIndex(({ wanted }) => wanted(stanza));
+      if (at < 0) this.unread.push(stanza);
+      else this.waiting.splice(at, 1)[0].resolve(stanza);
+    });
+  }
+
+  async comesOnline() {
+    await this.xmpp.start();
+    await this.xmpp.iqCaller.get(xml("query", { xmlns: "jabber:iq:roster" }));
+    await this.xmpp.send(xml("presence"));
+  }
+
+  // The next stanza that is wanted, also one that came before anybody asked.
+  gets(what, wanted) {
+    const at = this.unread.findIndex(wanted);
+    if (at >= 0) return Promise.resolve(this.unread.splice(at, 1)[0]);
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => fail(`${this.xmpp.jid}: no ${what}`), PATIENCE);
+      this.waiting.push({ wanted, resolve: (stanza) => (clearTimeout(timer), resolve(stanza)) });
+    });
+  }
+
+  sees(type, from) {
+    return this.gets(`presence ${type} from ${from}`, (stanza) =>
+      stanza.is("presence") && (stanza.attrs.type ?? "available") === type && stanza.attrs.from.split("/")[0] === from);
+  }
+
+  hears() {
+    return this.gets("message", (stanza) => stanza.is("message") && stanza.getChild("body"));
+  }
+
+  says(to, body) {
+    return this.xmpp.send(xml("message", { to, type: "chat" }, xml("body", {}, body)));
+  }
+
+  presence(type, to) {
+    return this.xmpp.send(xml("presence", { type, to }));
+  }
+}
+
+function fail(why) {
+  console.error(why);
+  process.exit(1);
+}
+
+const [ROMEO, JULIET] = ["romeo@example.org", "juliet@example.org"];
+const romeo = new Person("romeo", "orchard");
+let juliet = new Person("juliet", "balcony");
+await romeo.comesOnline();
+await juliet.comesOnline();
+
+await romeo.presence("subscribe", JULIET);
+await juliet.sees("subscribe", ROMEO);
+await juliet.presence("subscribed", ROMEO);
+await juliet.presence("subscribe", ROMEO);
+await romeo.sees("subscribed", JULIET);
+await romeo.sees("available", JULIET);
+await romeo.sees("subscribe", JULIET);
+await romeo.presence("subscribed", JULIET);
+await juliet.sees("subscribed", ROMEO);
+await juliet.sees("available", ROMEO);
+
+await romeo.says(JULIET, "She speaks.");
+const message = await juliet.hears();
+assert.equal(message.getChildText("body"), "She speaks.");
+assert.equal(message.attrs.from, "romeo@example.org/orchard");
+await juliet.says(message.attrs.from, "Ay me!");
+assert.equal((await romeo.hears()).getChildText("body"), "Ay me!");
+
+await juliet.xmpp.stop();
+await romeo.sees("unavailable", JULIET);
+await romeo.says(JULIET, "Wilt thou leave me");
+await romeo.says(JULIET, "so unsatisfied?");
+await romeo.xmpp.iqCaller.get(xml("query", { xmlns: "jabber:iq:roster" })); // the server is through with what came before
+
+juliet = new Person("juliet", "chamber");
+await juliet.comesOnline();
+for (const body of ["Wilt thou leave me", "so unsatisfied?"]) {
+  const missed = await juliet.hears();
+  assert.equal(missed.getChildText("body"), body);
+  assert.match(missed.getChild("delay", "urn:xmpp:delay").attrs.stamp, /^\d{4}-\d\d-\d\dT.*Z$/);
+}
+await romeo.sees("available", JULIET);
+await juliet.xmpp.stop();
+await romeo.xmpp.stop();
+console.log("all well");

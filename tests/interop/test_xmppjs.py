@@ -1,0 +1,47 @@
+"""Two people with @xmpp/client, a JavaScript library of other people (chat.mjs), over TLS with verification."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ProcessServer
+
+SCRIPT = Path(__file__).with_name("chat.mjs")
+LIBRARY = Path(__file__).parent.parent / "node_modules" / "@xmpp" / "client"
+
+
+@pytest.fixture
+def node() -> str:
+    """The path of node; without it or its library these tests are skipped, but never in continuous integration."""
+    program = shutil.which("node")
+    if program is not None and LIBRARY.is_dir():
+        return program
+    missing = "node is not installed" if program is None else "@xmpp/client is not installed: npm ci --prefix tests"
+    if "CI" in os.environ:
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+def chat(node: str, port: int, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the script against a server."""
+    command = [node, str(SCRIPT), f"xmpp://127.0.0.1:{port}"]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=50, check=False
+    )
+
+
+def test_two_people_become_friends_talk_and_miss_nothing(node: str, process_server: ProcessServer) -> None:
+    done = chat(node, process_server.port, {"NODE_EXTRA_CA_CERTS": str(process_server.authority)})
+    assert (done.returncode, done.stdout) == (0, "all well\n"), done.stderr
+
+
+def test_the_certificate_is_verified(node: str, process_server: ProcessServer) -> None:
+    """The test above proves little if the client would trust anybody."""
+    done = chat(node, process_server.port, {"NODE_EXTRA_CA_CERTS": ""})
+    assert done.returncode == 1
+    assert "certificate" in done.stderr
