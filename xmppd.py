@@ -45,6 +45,7 @@ Contents
     17. Service discovery (XEP-0030)
     18. Small features
     25. Administration: the control channel
+    26. Learning: the trace
     27. The whole
 
 Reading paths. For the whole idea in an hour: 3 (what a stanza is), 11 (how a stream is
@@ -163,6 +164,8 @@ REGISTER = Namespace("jabber:iq:register")  # XEP-0077
 REGISTER_FEATURE = Namespace("http://jabber.org/features/iq-register")
 IQ_AUTH = Namespace("jabber:iq:auth")  # XEP-0078
 IQ_AUTH_FEATURE = Namespace("http://jabber.org/features/iq-auth")
+COMPRESS = Namespace("http://jabber.org/protocol/compress")  # XEP-0138
+COMPRESS_FEATURE = Namespace("http://jabber.org/features/compress")
 VERSION = Namespace("jabber:iq:version")  # XEP-0092
 PING = Namespace("urn:xmpp:ping")  # XEP-0199
 TIME = Namespace("urn:xmpp:time")  # XEP-0202
@@ -220,13 +223,17 @@ SHUTDOWN_TIMEOUT = 4.0  # to say goodbye to everybody: service managers get impa
 
 
 class StreamError(Exception):
-    """The stream cannot go on (RFC 6120 §4.9); `condition` is one of §4.9.3."""
+    """The stream cannot go on (RFC 6120 §4.9); `condition` is one of §4.9.3.
 
-    def __init__(self, condition: str, text: str = "") -> None:
+    `application` is an element of another namespace that says more (§4.9.4).
+    """
+
+    def __init__(self, condition: str, text: str = "", application: ET.Element | None = None) -> None:
         super().__init__(condition, text)
         assert condition in STREAM_CONDITIONS, condition
         self.condition = condition
         self.text = text
+        self.application = application
 
 
 class SASLError(Exception):
@@ -369,6 +376,8 @@ def child_text(element: Element, tag: str) -> str:
 
 # -- writing
 
+XML_ATTRIBUTE = XML("")  # how the qualified names of xml:lang, xml:space, … begin
+
 
 def escape_text(text: str) -> str:
     """Escape character data; CR too, which a parser would otherwise read as LF (XML 1.0 §2.11)."""
@@ -387,11 +396,14 @@ def serialize(element: Element, namespace: str = "") -> str:
     """Write an element, its children and their text; `namespace` is the default one around it.
 
     Namespaces are declared as defaults where they change, never by prefix: the dialect
-    that every client understands. Recursion is bounded by the parser's `MAX_DEPTH`.
+    that every client understands. Only the prefix `xml` stays, whose namespace must not be
+    declared (XML Names §3). Recursion is bounded by the parser's `MAX_DEPTH`.
     """
     tag = element.tag
     own = tag[1 : tag.index("}")] if tag[0] == "{" else ""
     name = tag[len(own) + 2 :] if own else tag
+    if own == XML:
+        own, name = namespace, f"xml:{name}"
     declaration = "" if own == namespace else f" xmlns='{escape_attribute(own)}'"
     start = f"<{name}{declaration}{_attributes(element)}"
     inside = _inside(element, own)
@@ -412,8 +424,8 @@ def _attributes(element: Element) -> str:
     for key, value in element.attrib.items():
         if key[0] != "{":
             parts.append(f" {key}='{escape_attribute(value)}'")
-        elif key == XML_LANG:
-            parts.append(f" xml:lang='{escape_attribute(value)}'")
+        elif key.startswith(XML_ATTRIBUTE):
+            parts.append(f" xml:{local_name(key)}='{escape_attribute(value)}'")
         else:
             prefix = f"ns{len(parts)}"
             uri = escape_attribute(namespace_of(key))
@@ -487,6 +499,8 @@ MAX_NAMES = 10_000  # different names in one stream, for the same reason; real c
 MAX_PREFIXES = 1000  # different namespace prefixes in one stream; likewise
 STUBBORN_READS = 64  # reads that bring no end to a tag, before parsing it anew waits for more (CVE-2023-52425)
 
+CONTENT_NAMESPACES = frozenset({CLIENT, SERVER, COMPONENT})
+
 EXPAT_CONDITIONS = {
     expat.errors.codes[expat.errors.XML_ERROR_UNDEFINED_ENTITY]: "restricted-xml",
     expat.errors.codes[expat.errors.XML_ERROR_MISPLACED_XML_PI]: "restricted-xml",
@@ -539,6 +553,7 @@ class StreamParser:
         self._elements = 0
         self._prefixes: dict[str | None, str] = {}
         self._plain = True  # the header declares no prefixes that a stanza's bytes might rely on
+        self._portable = True  # nor does the current stanza's start tag; no child names a content namespace
         self._events: deque[tuple[Event, int]] = deque()  # with the offset where each one ends
         self._failed = False
         self._kept: bytes | bytearray = b""  # the input from `_kept_at` on: unfinished, or not yet taken
@@ -547,7 +562,7 @@ class StreamParser:
         self._mark = 0  # where the last complete event ended
         self._began = 0  # where the current first-level element began
         self._taken = 0  # where the last event that `next` gave ended
-        self._held = b""  # input that waits, see STUBBORN_READS
+        self._held = bytearray()  # input that waits, see STUBBORN_READS
         self._stuck_at, self._stuck_reads = -1, 0
         self._parser = self._make_parser()
 
@@ -582,17 +597,35 @@ class StreamParser:
             data = data.lstrip(b" \t\r\n")  # the old stream's last white space must not spoil the new header
             if not data:
                 return
-        if not self._total and (data[0] in b"\xfe\xff" or 0 in data[:4]):  # expat would turn to UTF-16
-            return self._fail(StreamError("unsupported-encoding"))
+        if self._total < 4 and self._fails_by_its_first_bytes(data):
+            return
         if self._total == self._mark and self._stack and data.isspace():
             return  # white space between stanzas only says "I am here" (RFC 6120 §4.6.1)
-        if self._stuck_reads > STUBBORN_READS and len(self._held) + len(data) < self._total - self._stuck_at:
+        if self._stuck_reads > STUBBORN_READS and self._should_wait(data):
             self._held += data
             return
         if self._held:
-            data, self._held = self._held + data, b""
+            data, self._held = bytes(self._held) + data, bytearray()
         self._keep(data)
         self._parse(data)
+
+    def _fails_by_its_first_bytes(self, data: bytes) -> bool:
+        """Refuse what expat would silently take: UTF-16, and U+FEFF as a byte order mark (RFC 6120 §11.6)."""
+        if 0 in data[: 4 - self._total] or (not self._total and data[0] in b"\xfe\xff"):
+            self._fail(StreamError("unsupported-encoding"))
+        elif not self._total and data[0] == 0xEF:
+            self._fail(StreamError("not-well-formed"))
+        return self._failed
+
+    def _should_wait(self, data: bytes) -> bool:
+        """Tell whether a tag that comes in crumbs is to be parsed again only later.
+
+        It can't end without a `>`; and when there are suspiciously many of these, only each
+        doubling of what is there is worth a look, so that the work stays linear.
+        """
+        if b">" in data and self._stuck_reads < 8 * STUBBORN_READS:
+            return False
+        return len(self._held) + len(data) < self._total - self._stuck_at
 
     def _keep(self, data: bytes) -> None:
         if self._events:  # the stream has stopped to wait for something: nothing may go
@@ -701,6 +734,9 @@ class StreamParser:
             top.text = (top.text or "") + data
 
     def _declare(self, prefix: str | None, uri: str) -> None:
+        depth = len(self._stack)  # of what encloses the element whose start tag declares this
+        if (depth == 1 and prefix is not None) or (depth > 1 and uri in CONTENT_NAMESPACES):
+            self._portable = False
         if prefix not in self._prefixes and len(self._prefixes) <= MAX_PREFIXES:
             self._prefixes[prefix] = uri
 
@@ -724,7 +760,7 @@ class StreamParser:
             content = b"" if empty else bytes(kept[start.end() : index])
             if self._original(element, start.group(), content):
                 element._content = content
-        self._elements = 0
+        self._elements, self._portable = 0, True
         self._finish(element, self._kept_at + end)
 
     def _original(self, stanza: Stanza, start: bytes, content: bytes) -> bool:
@@ -733,11 +769,9 @@ class StreamParser:
         It must not rely on a prefix or a namespace that is declared outside of it, must
         not name a content namespace, and must not hide anything in CDATA.
         """
-        if not self._plain or not start.startswith(b"<" + stanza.name.encode()) or b"xmlns:" in start:
+        if not (self._plain and self._portable and start.startswith(b"<" + stanza.name.encode())):
             return False
         if b"stream:" in content or b"db:" in content or b"<!" in content:
-            return False
-        if b"jabber:client" in content or b"jabber:server" in content or b"jabber:component" in content:
             return False
         return content.isascii() or _is_utf8(content)
 
@@ -3643,7 +3677,8 @@ class Storage:
         self._journal += 1
         self._thread.start(Line(self.position, journal_line(self.position, ()), self._journal))
         self.synced = self.position
-        self._begin_saving()
+        if self._old_journals:
+            self._begin_saving()
 
     def _replay(self, path: Path) -> None:
         with self.disk.open(path) as file:
@@ -3807,8 +3842,6 @@ MAKER_TIMEOUT = 120.0  # seconds to make two keys; 0.5 on a desktop, some on an 
 TICKET_KEYS_TIMEOUT = 7 * 86400.0  # seconds; RFC 9325 §3.4: change the keys of session tickets about weekly
 TLS_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # for TLS 1.2: forward secrecy and AEAD only (RFC 9325 §4.2)
 
-tls_log = logging.getLogger("xmppd.tls")
-
 # -- reading certificates. DER (X.690) is nested items of tag, length, content.
 
 DER_OCTET_STRING = 0x04
@@ -3950,7 +3983,7 @@ def name_matches(presented: str, name: str) -> bool:
     if not presented.startswith("*."):
         return presented == name
     label, _, parent = name.partition(".")
-    return bool(label) and "*" not in presented[1:] and parent == presented[2:]
+    return bool(label) and parent == presented[2:]
 
 
 # -- what stands in a certificate
@@ -4179,6 +4212,19 @@ def make_authority(machine: str, key: ec.EllipticCurvePrivateKey) -> x509.Certif
     )
 
 
+def authority_identifier(
+    authority: x509.Certificate, key: ec.EllipticCurvePrivateKey
+) -> x509.AuthorityKeyIdentifier:
+    """Return how a leaf points to the key that signed it (RFC 5280 §4.2.1.1), whoever made that CA."""
+    from cryptography import x509
+
+    try:
+        issuer = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer)
+
+
 def make_leaf(
     request: dict[str, Any],
     key: ec.EllipticCurvePrivateKey,
@@ -4197,8 +4243,6 @@ def make_leaf(
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"xmppd of {request['machine']}"[:64])])
     usage = x509.ExtendedKeyUsage([oid.ExtendedKeyUsageOID.SERVER_AUTH, oid.ExtendedKeyUsageOID.CLIENT_AUTH])
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    issuer = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    issuer_identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer)
     names = x509.SubjectAlternativeName(leaf_names(request["hosts"], request["addresses"]))
     return (
         x509.CertificateBuilder(issuer_name=authority.subject, subject_name=subject, public_key=key.public_key())
@@ -4209,7 +4253,7 @@ def make_leaf(
         .add_extension(key_usage(authority=False), critical=True)
         .add_extension(usage, critical=False)
         .add_extension(identifier, critical=False)
-        .add_extension(issuer_identifier, critical=False)
+        .add_extension(authority_identifier(authority, authority_key), critical=False)
         .add_extension(names, critical=False)
         .sign(authority_key, hashes.SHA256())
     )
@@ -4343,7 +4387,7 @@ def stored_authority(files: CertificateFiles) -> tuple[str, str]:
         return "", ""
     authority = load_certificate(files.authority)
     if authority.not_after - datetime.now(UTC) < timedelta(days=LEAF_DAYS):
-        tls_log.warning("our certification authority expires soon: making a new one, which clients must trust anew")
+        log.warning("our certification authority expires soon: making a new one, which clients must trust anew")
         return "", ""
     try:
         load_key(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), files.authority, files.authority_key)
@@ -4381,7 +4425,7 @@ def store_certificates(files: CertificateFiles, made: Mapping[str, str], *, new_
         write_file(files.certificate, made["certificate"], 0o644)
     except OSError as problem:
         raise ConfigError(f"{files.authority.parent}: cannot store certificates: {problem.strerror}") from problem
-    tls_log.info("made a certificate, signed by %s", files.authority)
+    log.info("made a certificate, signed by %s", files.authority)
 
 
 def ensure_certificates(data: Path, hosts: Sequence[str], addresses: Sequence[str] = ()) -> CertificateFiles:
@@ -4498,7 +4542,7 @@ def check_certificate(certificate: Certificate, path: Path, host: str) -> None:
     if certificate.not_after < now:
         raise ConfigError(f"{path}: expired on {certificate.not_after:%Y-%m-%d}; renew it, or leave out [tls]")
     if certificate.not_before > now:
-        tls_log.warning("%s: not valid before %s; is this machine's clock right?", path, certificate.not_before)
+        log.warning("%s: not valid before %s; is this machine's clock right?", path, certificate.not_before)
 
 
 class Certificates:
@@ -4561,7 +4605,7 @@ class Certificates:
         except ConfigError as problem:
             self.config, self._files = before
             self._stamps = self._read_stamps()  # say it once, and try again when something has changed
-            tls_log.error("%s; the certificates in use stay", problem)
+            log.error("%s; the certificates in use stay", problem)
             return False
         self._loaded_at = time.monotonic()
         return True
@@ -4825,7 +4869,7 @@ class LoginContext:
     certificate_addresses: list[JID] = field(default_factory=list)  # in the client's verified certificate
     offered: list[str] = field(default_factory=list)  # the mechanisms' names on this stream
     disabled: Callable[[str], bool] = lambda local: False  # whether the owner has suspended an account
-    sender: JID | None = None  # the bare JID of `from` in the stream header, sent inside TLS
+    sender: JID | None = None  # `from` of the stream header, sent inside TLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -4961,8 +5005,6 @@ class Plain(Mechanism):
             raise SASLError("malformed-request")
         authzid, name, password = parts
         self.identify(name, authzid)
-        if not password:
-            raise SASLError("not-authorized")
         return Work(check_password, (readable(self.credentials()), password), self.checked)
 
     def checked(self, is_right: bool) -> Step:
@@ -5002,7 +5044,7 @@ def scram_attributes(message: str) -> list[tuple[str, str]]:
 def check_attributes(attributes: Sequence[tuple[str, str]], first: str, last: str) -> None:
     """Raise SASLError unless `first` and `last` frame the letters; between them, only extensions, which are ignored."""
     letters = "".join(letter for letter, _ in attributes)
-    known = "anmrcsipve"
+    known = "anrcsipve"
     middle = letters[len(first) : len(letters) - len(last)]
     if letters != first + middle + last or any(letter in known for letter in middle):
         raise SASLError("malformed-request")
@@ -5114,10 +5156,11 @@ class External(Mechanism):
         accounts = [account for account in candidates if self.context.credentials(account.local) is not None]
         if not accounts:
             raise SASLError("not-authorized")
-        if len(accounts) > 1 and self.context.sender not in accounts:
+        sender = self.context.sender.bare if self.context.sender else None
+        if len(accounts) > 1 and sender not in accounts:
             raise SASLError("invalid-authzid", "the certificate has several addresses: name one")
         # RFC 6120 §13.7.2.2.1: among several, the stream header may choose.
-        self.account = self.context.sender if self.context.sender in accounts else accounts[0]
+        self.account = sender if sender in accounts else accounts[0]
         return self.succeed()
 
 
@@ -5326,12 +5369,16 @@ class Transport(Protocol):
     secure: bool  # TLS is up
     peer: str  # the peer's IP address, for limits and logs; never shown to other users (RFC 6120 §13.10.1)
     lab: bool  # a loopback listener on which the owner allows logins without TLS
+    compressed: bool  # by XEP-0138
 
     def write(self, data: bytes) -> None:
         """Queue bytes for the peer, behind what the journal has to hold first."""
 
     def start_tls(self, host: str) -> None:
         """Begin TLS once everything written is out; then call the stream's `tls_established`."""
+
+    def compress(self) -> None:
+        """Compress what is written from now on, and inflate what comes in (XEP-0138)."""
 
     def close(self) -> None:
         """Close politely once everything written is out."""
@@ -5381,6 +5428,11 @@ class Stream(ABC):
         return StreamParser(self.content_namespace, max_stanza=limits.stanza_before_login,
                             max_elements=limits.elements_before_login)  # fmt: skip
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Who is at the other end, for logs and traces."""
+
     # -- input
 
     def receive(self, data: bytes) -> None:
@@ -5409,6 +5461,8 @@ class Stream(ABC):
             self.fail(StreamError("internal-server-error"))
 
     def _handle(self, event: Event) -> None:
+        if self.server.trace is not None:
+            self.server.trace.heard(self, event)
         if isinstance(event, Element):
             self.element(event)
         elif isinstance(event, Opened):
@@ -5479,25 +5533,32 @@ class Stream(ABC):
         if self.version:
             attributes["version"] = self.version
         header = Element("stream:stream", attributes)
-        self.transport.write((
-            f"<?xml version='1.0'?><stream:stream xmlns='{self.content_namespace}' xmlns:stream='{STREAMS}'"
-            f"{_attributes(header)}>"
-        ).encode())  # fmt: skip
+        namespaces = f"xmlns='{self.content_namespace}' xmlns:stream='{STREAMS}'"
+        self._write(f"<?xml version='1.0'?><stream:stream {namespaces}{_attributes(header)}>")
 
     # -- output
 
     def send(self, stanza: Stanza) -> None:
         """Send a stanza."""
+        if self.server.trace is not None:
+            self.server.trace.said(self, stanza)
         self.transport.write(stanza.wire())
 
     def send_element(self, element: Element) -> None:
         """Send any other first-level element."""
+        if self.server.trace is not None:
+            self.server.trace.said(self, element)
         self.transport.write(serialize(element, CLIENT).encode())
 
     def send_features(self, features: Iterable[Element]) -> None:
         """Say what can be negotiated now (RFC 6120 §4.3.2)."""
         inside = "".join(serialize(feature, CLIENT) for feature in features)
-        self.transport.write(f"<stream:features>{inside}</stream:features>".encode())
+        self._write(f"<stream:features>{inside}</stream:features>")
+
+    def _write(self, text: str) -> None:
+        if self.server.trace is not None:
+            self.server.trace.said(self, text)
+        self.transport.write(text.encode())
 
     # -- restarts and the end
 
@@ -5520,7 +5581,9 @@ class Stream(ABC):
         condition = serialize(E(STREAM_ERRORS(error.condition)))
         if error.text:
             condition += serialize(E(STREAM_ERRORS("text"), {XML_LANG: "en"}, error.text))
-        self.transport.write(f"<stream:error>{condition}</stream:error>".encode())
+        if error.application is not None:
+            condition += serialize(error.application)
+        self._write(f"<stream:error>{condition}</stream:error>")
         self.close()
 
     def close(self) -> None:
@@ -5529,7 +5592,7 @@ class Stream(ABC):
             return
         if not self._header_sent:
             self.send_header()
-        self.transport.write(b"</stream:stream>")
+        self._write("</stream:stream>")
         self.transport.close()
         self.ended()
 
@@ -5563,8 +5626,12 @@ class ClientStream(Stream):
         self._mechanism: Mechanism | None = None
 
     def __str__(self) -> str:
-        who = self.session.full if self.session else self.owner or "somebody"
-        return f"{who} at {self.transport.peer}"
+        return f"{self.name} at {self.transport.peer}"
+
+    @property
+    def name(self) -> str:
+        """Who is at the other end, as far as that is known."""
+        return self.session.full if self.session else str(self.owner or "somebody")
 
     def _make_parser(self) -> StreamParser:
         if getattr(self, "owner", None) is None:  # also asked by the base class, before there is an owner
@@ -5855,6 +5922,53 @@ class TokenBucket:
         return bool(self.rate) and self._level + (self._now() - self._at) * self.rate < 1
 
 
+class Deflation:
+    """zlib in both directions of one stream (XEP-0138 §3, RFC 1950).
+
+    Each write ends with a full flush: it leaves at once, and shares no history with the
+    next, so that nobody learns another one's secret by guessing it (threat S24). What
+    comes in is inflated in pieces, and a bomb is seen by how much it grows (threat S23).
+    """
+
+    PIECE: ClassVar[int] = 64 * 1024  # bytes inflated at once
+    MAX_RATIO: ClassVar[int] = 100  # chatty XML shrinks to a tenth, a bomb to a thousandth
+    HEAD_START: ClassVar[int] = 64 * 1024  # bytes that may come out before the ratio counts
+
+    def __init__(self) -> None:
+        # a window of 4 KB takes 32 KB of memory instead of 256 (zlib's zconf.h), and stanzas are short
+        self._deflate = zlib.compressobj(wbits=12, memLevel=5)
+        self._inflate = zlib.decompressobj()
+        self._came = 0
+        self._grown = 0
+
+    def deflate(self, data: bytes) -> bytes:
+        """Return `data` compressed, complete in itself."""
+        return self._deflate.compress(data) + self._deflate.flush(zlib.Z_FULL_FLUSH)
+
+    def inflate(self, data: bytes) -> Iterator[bytes]:
+        """Yield what `data` holds, in pieces; raises StreamError for damage, an end, or a bomb."""
+        self._came += len(data)
+        while data:
+            try:
+                piece = self._inflate.decompress(data, self.PIECE)
+            except zlib.error:
+                raise processing_failed() from None
+            data = self._inflate.unconsumed_tail
+            self._grown += len(piece)
+            if self._grown > self.HEAD_START + self.MAX_RATIO * self._came:
+                raise StreamError("policy-violation", "compressed too well to be true")
+            if piece:
+                yield piece
+            if self._inflate.eof:
+                raise processing_failed()  # what follows would not be compressed any more
+
+
+def processing_failed() -> StreamError:
+    """Return the error for input that cannot be inflated (XEP-0138 §4)."""
+    failure = E(COMPRESS("failure"), None, E(COMPRESS("processing-failed")))
+    return StreamError("undefined-condition", application=failure)
+
+
 class LoginGuard:
     """Slows down password guessing: so many failed logins per minute and address, then all must wait.
 
@@ -5894,6 +6008,8 @@ class Connection:
         self.peer = peer
         self.lab = lab
         self.secure = False
+        self.compressed = False
+        self._deflation: Deflation | None = None
         self.connected_at = time.time()
         self._socket = sock
         self._stream: Stream | None = None
@@ -5925,6 +6041,8 @@ class Connection:
         """Queue bytes; they leave at the end of the turn, or when the journal has caught up."""
         if self._closed or self._closing:
             return
+        if self._deflation is not None:
+            data = self._deflation.deflate(data)
         storage = self.network.storage
         self._written += len(data)
         self._size += len(data)
@@ -5938,6 +6056,11 @@ class Connection:
             self.network.loop.run_last(self.flush)
         if self._size > self.network.config.limits.unread:
             self._overflow()
+
+    def compress(self) -> None:
+        """Compress from here on, in both directions."""
+        self.compressed = True
+        self._deflation = Deflation()
 
     def when_sent(self, callback: Callable[[], None]) -> None:
         """Call `callback` once all that was written so far is in the kernel's hands; never, if that fails."""
@@ -6028,8 +6151,20 @@ class Connection:
         if delay > 0:
             self.pause()
             self.network.loop.call_later(delay, self.resume)
-        if self._stream is not None and not self._closing:
+        if self._deflation is not None:
+            self._receive_deflated(data, self._deflation)
+        elif self._stream is not None and not self._closing:
             self._stream.receive(data)
+
+    def _receive_deflated(self, data: bytes, deflation: Deflation) -> None:
+        try:
+            for piece in deflation.inflate(data):
+                if self._stream is None or self._closing:
+                    return
+                self._stream.receive(piece)
+        except StreamError as error:
+            if self._stream is not None:
+                self._stream.fail(error)
 
     def pause(self) -> None:
         """Read no more; every `pause` needs its own `resume`."""
@@ -6472,11 +6607,11 @@ def subscription(types: str) -> Callable[[SubscriptionHandler], SubscriptionHand
     return decorate
 
 
-def element(tag: str, *, state: str) -> Callable[[ElementHandler], ElementHandler]:
-    """Mark the handler of another first-level element, in the given state of the stream (`StreamState`)."""
+def element(tag: str, *, state: str = "") -> Callable[[ElementHandler], ElementHandler]:
+    """Mark the handler of another first-level element, in the given state of the stream (`StreamState`), or in any."""
 
     def decorate(function: ElementHandler) -> ElementHandler:
-        _mark(function, Mark("element", ((tag, StreamState(state)),)))
+        _mark(function, Mark("element", ((tag, StreamState(state) if state else None),)))
         return function
 
     return decorate
@@ -6552,6 +6687,13 @@ class Handler(NamedTuple):
     function: Callable[[Iq], Answer]
     who: frozenset[str]
     feature: Feature
+
+    @property
+    def rule(self) -> str:
+        """What it obeys, for the trace: the extension's title, and the first line of its own docstring."""
+        title = (self.feature.__doc__ or "").partition(":")[0]
+        first, *_more = (self.function.__doc__ or "").strip().splitlines() or [""]
+        return f"{title}: {first}"
 
 
 class Registry:
@@ -6733,6 +6875,12 @@ FATES: Mapping[str, Mapping[Case, Fate]] = {
                  FULL_GONE: Fate.IGNORE},
 }  # fmt: skip
 
+SECTIONS: Mapping[str, Mapping[Case, str]] = {  # of RFC 6121: where each column of FATES is written, for the trace
+    "message": {NOBODY: "8.5.1", BARE: "8.5.2.1.1", BARE_AWAY: "8.5.2.2.1", FULL: "8.5.3.1", FULL_GONE: "8.5.3.2.1"},
+    "presence": {NOBODY: "8.5.1", BARE: "8.5.2.1.2", BARE_AWAY: "8.5.2.2.2", FULL: "8.5.3.1", FULL_GONE: "8.5.3.2.2"},
+    "iq": {NOBODY: "8.5.1", BARE: "8.5.2.1.3", BARE_AWAY: "8.5.2.2.3", FULL: "8.5.3.1", FULL_GONE: "8.5.3.2.3"},
+}
+
 KINDS: Mapping[tuple[str, str], str] = {
     ("message", "normal"): "message normal",
     ("message", "chat"): "message chat",
@@ -6792,6 +6940,9 @@ class Host:
         sessions = self.server.sessions(owner)
         case = self._case(kind, to, sessions)
         fate = FATES[kind][case]
+        if self.server.trace is not None:
+            section = SECTIONS[kind.split()[0]][case]
+            self.server.trace.decided(f"RFC 6121 §{section}: {case.value}: {fate.value}")
         if case is not NOBODY and fate is not Fate.IGNORE:
             for arriving in self.server.registry.arriving:
                 filtered = arriving(owner, stanza)
@@ -6925,6 +7076,7 @@ class Server:
         self.accounts = storage.documents("accounts")
         self.rosters = storage.documents("roster")
         self.secret = self._load_secret()
+        self.trace: Trace | None = None  # chapter 26
         self.guard = LoginGuard(config.limits.logins_per_minute, loop.now)
         self.domains: dict[str, Domain] = {name: Host(self, name) for name in config.hosts}
         self.streams: set[ClientStream] = set()
@@ -7115,6 +7267,8 @@ class Server:
 
     def refuse(self, stanza: Stanza, error: StanzaError) -> None:
         """Answer a stanza with an error, unless it is itself an answer (RFC 6120 §8.3.1)."""
+        if self.trace is not None:
+            self.trace.decided(f"RFC 6120 §8.3: refused with {error.condition} {error.text}".rstrip())
         if stanza.get("type") not in ("error", "result"):
             self.reply(error_reply(stanza, error))
 
@@ -7141,6 +7295,8 @@ class Server:
         if handler is None:
             raise StanzaError("service-unavailable")
         self._check_asker(handler, sender, owner)
+        if self.trace is not None:
+            self.trace.decided(handler.rule)
         request = Iq(stanza, payload, self, sender, owner, session=self.session(sender))
         answer = handler.function(request)
         if isinstance(answer, Later):
@@ -8347,6 +8503,40 @@ class StreamLimits(Feature):
         return E(STREAM_LIMITS("limits"), None, size, idle)
 
 
+class Compression(Feature):
+    """Stream Compression (XEP-0138), where the owner has switched it on, and only after the login.
+
+        C: <compress xmlns='http://jabber.org/protocol/compress'><method>zlib</method></compress>
+        S: <compressed xmlns='http://jabber.org/protocol/compress'/>        … and a new stream
+
+    Off by default: compression and encryption together can betray secrets by lengths (the
+    XSF's advice of 2014; RFC 7590 §3.3).
+    """
+
+    namespace = COMPRESS
+
+    def _possible(self, stream: ClientStream) -> bool:
+        authenticated = stream.state is StreamState.AUTHENTICATED  # §7; CVE-2014-8760 was compression before TLS
+        return self.server.config.compat.compression and authenticated and not stream.transport.compressed
+
+    def offer(self, stream: ClientStream) -> Element | None:
+        """§2: the methods, best first; there is one."""
+        if not self._possible(stream):
+            return None
+        return E(COMPRESS_FEATURE("compression"), None, E(COMPRESS_FEATURE("method"), None, "zlib"))
+
+    @element(COMPRESS("compress"))
+    def compress(self, stream: ClientStream, request: Element) -> None:
+        """§2: switch and restart, or say why not and go on uncompressed."""
+        if not self._possible(stream):
+            return stream.send_element(E(COMPRESS("failure"), None, E(COMPRESS("setup-failed"))))
+        if child_text(request, COMPRESS("method")) != "zlib":
+            return stream.send_element(E(COMPRESS("failure"), None, E(COMPRESS("unsupported-method"))))
+        stream.send_element(E(COMPRESS("compressed")))
+        stream.transport.compress()
+        stream.restart(b"")  # what came behind the request was not compressed, and is not read
+
+
 class Ping(Feature):
     """XMPP Ping (XEP-0199): "are you there?", answered by an empty result.
 
@@ -8878,9 +9068,87 @@ def read_control_file(path: Path) -> tuple[str, int]:
         document = json.loads(path.read_bytes())
         return str(document["token"]), int(document["port"])
     except PermissionError as error:
-        raise ConfigError(f"{path}: cannot be read; run this as the owner of that folder, or with sudo") from error
+        raise ConfigError(f"{path}: cannot be read by this user; do this as the owner of that folder") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ServerAbsent(path) from error
+
+
+# ==== 26. Learning: the trace ====
+#
+# `xmppd run --trace` prints what is said, as the specifications print it: C: for what the
+# client says, S: for what the server says, one line per stanza, with the stream it belongs
+# to; and between them, after an arrow, the rule by which the server decided:
+#
+#     romeo@example.org/orchard  C: <message to='juliet@example.org' type='chat'><body>O</body></message>
+#                                → RFC 6121 §8.5.2.1.1: to the resources with the highest priority
+#     juliet@example.org/balcony S: <message from='romeo@example.org/orchard' …><body>O</body></message>
+#
+# Passwords, their proofs and tokens are masked; what people write is not, since that is what
+# one wants to see. So a trace is for a lab or for one's own server, and is never switched on
+# by itself. When it is off, it costs one test per stanza.
+
+SECRET_TAGS = frozenset({
+    SASL("auth"), SASL("response"), SASL("challenge"), SASL("success"),
+    IQ_AUTH("password"), IQ_AUTH("digest"), REGISTER("password"),
+})  # fmt: skip
+MASK = "***"
+TRACE_COLOURS = {"C:": "\x1b[36m", "S:": "\x1b[32m", "→": "\x1b[33m"}  # cyan, green, yellow
+PLAIN_COLOUR = "\x1b[0m"
+
+
+def printable(text: str) -> str:
+    """Return `text` with everything that could move a cursor or begin a line made visible.
+
+    What peers send ends up in logs, and a log is read on terminals (threat S86).
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def masked(element: Element) -> Element:
+    """Return a copy of an element whose secrets are replaced by `***`; their presence and place stay visible."""
+    copy = Element(element.tag, dict(element.attrib))
+    copy.text, copy.tail = element.text, element.tail
+    if element.tag in SECRET_TAGS and element.text:
+        copy.text = MASK
+    copy.extend(masked(child) for child in element)
+    return copy
+
+
+class Trace:
+    """Prints a conversation as it happens. `write` takes lines; `colour` is for terminals."""
+
+    def __init__(self, write: Callable[[str], None], *, colour: bool) -> None:
+        self._write = write
+        self._colour = colour
+
+    def heard(self, stream: Stream, event: Event) -> None:
+        """Print what the peer said: an element, or how it opened or closed its stream."""
+        if isinstance(event, Element):
+            text = serialize(masked(event), CLIENT)
+        elif isinstance(event, Opened):
+            text = f"<stream:stream{_attributes(Element('stream', event.attributes))}>"
+        elif isinstance(event, Closed):
+            text = "</stream:stream>"
+        else:
+            text = f"(input that ends the stream: {event.condition})"
+        self._line(stream, "C:", text)
+
+    def said(self, stream: Stream, what: Element | str) -> None:
+        """Print what the server says to the peer."""
+        self._line(stream, "S:", what if isinstance(what, str) else serialize(masked(what), CLIENT))
+
+    def decided(self, rule: str) -> None:
+        """Print the rule by which the stanza that was heard last is handled."""
+        self._line(None, "→", rule)
+
+    def _line(self, stream: Stream | None, mark: str, text: str) -> None:
+        who = "" if stream is None else stream.name
+        line = f"{who:<32} {mark} {printable(text)}"
+        if self._colour:
+            line = f"{TRACE_COLOURS[mark]}{line}{PLAIN_COLOUR}"
+        self._write(line)
 
 
 # ==== 27. The whole ====
@@ -8904,6 +9172,7 @@ FEATURES: tuple[type[Feature], ...] = (
     # The order is the order of filters and events, and of the stream features on the wire.
     ResourceBinding,
     SessionEstablishment,
+    Compression,
     IqAuth,
     Registration,
     StreamLimits,
@@ -8919,6 +9188,44 @@ FEATURES: tuple[type[Feature], ...] = (
     PrivateStorage,
 )
 
+FOUNDATIONS = (  # what is built into a chapter rather than into a feature
+    ("RFC 6120", "XMPP: Core (client to server)", "3, 11, 14"),
+    ("RFC 6121", "XMPP: Instant Messaging and Presence", "14 to 16"),
+    ("RFC 3920, RFC 3921", "XMPP of 2004, for its clients", "11, 18"),
+    ("RFC 7622, RFC 6122", "XMPP: Address Format", "4"),
+    ("RFC 7590", "Use of TLS in XMPP", "9"),
+    ("RFC 5802, RFC 7677", "SCRAM-SHA-1 and SCRAM-SHA-256, with -PLUS", "10"),
+    ("RFC 5929, RFC 9266", "Channel bindings", "9"),
+    ("RFC 4616", "SASL PLAIN, inside TLS", "10"),
+    ("RFC 2831", "SASL DIGEST-MD5, where it is switched on", "10"),
+    ("XEP-0004", "Data Forms", "5"),
+    ("XEP-0059", "Result Set Management", "5"),
+    ("XEP-0068", "Field Standardization for Data Forms", "5"),
+    ("XEP-0082", "Date and Time Profiles", "3"),
+    ("XEP-0086", "Error Condition Mappings", "2"),
+    ("XEP-0106", "JID Escaping", "4"),
+    ("XEP-0178", "SASL EXTERNAL with Certificates (client to server)", "9, 10"),
+    ("XEP-0203", "Delayed Delivery", "15, 16"),
+    ("XEP-0237", "Roster Versioning", "15"),
+    ("XEP-0334", "Message Processing Hints", "16"),
+    ("XEP-0368", "Direct TLS", "12"),
+    ("XEP-0440", "SASL Channel-Binding Type Capability", "11"),
+)
+
+
+def supported_specs() -> list[tuple[str, str, str]]:
+    """Return (specification, title, where in the code) of all that is supported: README's table.
+
+    A feature's row comes from the first line of its docstring: `Title (XEP-nnnn…)`.
+    """
+    rows = list(FOUNDATIONS)
+    for feature in FEATURES:
+        cited = re.match(r"([^(]+?) \(((?:XEP-|RFC )\d+)", feature.__doc__ or "")
+        if cited and cited[2].startswith("XEP"):
+            rows.append((cited[2], cited[1], f"`{feature.__name__}`"))
+    return sorted(rows, key=lambda row: (row[0].startswith("XEP"), row[0]))
+
+
 PACKAGES = {"defusedxml": "defusedxml", "cryptography": "cryptography", "platformdirs": "platformdirs",
             "tomli_w": "tomli-w"}  # module: what the package is called  # fmt: skip
 MIN_PASSWORD = 8  # characters, for a person at a terminal (NIST SP 800-63B §5.1.1.2); a script may know better
@@ -8931,16 +9238,6 @@ CLOCK_START = datetime(2026, 1, 1, tzinfo=UTC)  # no clock that is right is earl
 
 
 # -- logging
-
-
-def printable(text: str) -> str:
-    """Return `text` with everything that could move a cursor or begin a line made visible.
-
-    What peers send ends up in logs, and a log is read on terminals (threat S86).
-    """
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def on_one_line(error: BaseException) -> str:
@@ -9046,7 +9343,7 @@ def perform(config: Config, command: str, arguments: Mapping[str, Any]) -> dict[
 def perform_offline(config: Config, command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Do `command` with a server that has no listeners, and return when everything is on disk."""
     loop = Loop()
-    storage = Storage(config.data, loop)  # synced whatever is configured: here nobody has to wait for others
+    storage = open_storage(config, loop)
     try:
         answer = CONTROL_COMMANDS[command](Server(config, loop, storage, FEATURES), arguments)
         loop.turn(0)  # what features have put off
@@ -9058,6 +9355,22 @@ def perform_offline(config: Config, command: str, arguments: Mapping[str, Any]) 
     if storage.synced < storage.position:
         raise ConfigError(f"not saved: {storage.failed}")
     return answer
+
+
+def open_storage(config: Config, loop: Loop) -> Storage:
+    """Open the data folder; raises ConfigError.
+
+    Only its owner may: what root writes into the folder of a service, by a command typed
+    while the service was down, the service could not read afterwards.
+    """
+    data = config.data
+    if os.name == "posix" and data.exists() and data.stat().st_uid != os.geteuid():
+        try:
+            owner = data.owner()
+        except KeyError:  # an account that is gone
+            owner = f"#{data.stat().st_uid}"
+        raise ConfigError(f"{data} belongs to {owner}; do this as that user, with: sudo -u {owner}")
+    return Storage(data, loop, sync=config.storage_sync)
 
 
 # -- run
@@ -9086,7 +9399,8 @@ class Signals:
 
     def _read(self, events: int) -> None:
         for number in self._reader.recv(64):
-            self._callbacks[number](number)
+            if callback := self._callbacks.get(number):  # whoever runs us may have handlers for others
+                callback(number)
 
     def close(self) -> None:
         """Give all signals back to whoever had them."""
@@ -9105,7 +9419,7 @@ class Run:
         """Open the data folder, and make certificates if there are none; raises ConfigError."""
         self.options = options
         self.loop = Loop()
-        self.storage = Storage(config.data, self.loop, sync=config.storage_sync)
+        self.storage = open_storage(config, self.loop)
         self.ended_by = 0  # the signal
         try:
             self.certificates = Certificates(config)
@@ -9244,13 +9558,13 @@ def init(options: argparse.Namespace) -> int:
     path = options.config or own_config_path()
     settings = initial_settings(options)
     text = INIT_HEADING + tomli_w.dumps(settings)
+    if path.exists():
+        raise ConfigError(f"{path} exists already; edit it, or move it out of the way")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # 0600, since secrets of components will be in it.
         with open(path, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(text)
-    except FileExistsError as error:
-        raise ConfigError(f"{path} exists already; edit it, or move it out of the way") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another place with --config") from error
     load_config(path)
@@ -9475,12 +9789,16 @@ def find_everything(options: argparse.Namespace) -> Iterator[Finding]:
     yield check_clock(datetime.now(UTC))
     try:
         config = configured(options)
-        running = running_status(config)
     except ConfigError as error:
-        yield Finding(str(error), "correct that line, then check again")
+        yield Finding(f"configuration: {error}", "correct that, then check again")
         return
     yield Finding(f"configuration: {config.file or 'none, so every setting has its default'}")
     yield Finding(f"hosts: {', '.join(config.hosts)}")
+    try:
+        running = running_status(config)
+    except ConfigError as error:
+        yield Finding(f"data: {error}", "check again as that user")
+        return
     yield Finding(f"server: runs, process {running['pid']}" if running else "server: does not run")
     yield from check_data(config.data)
     for name in unserved_domains(config):
@@ -9707,7 +10025,7 @@ def hand_over_to_bytecode() -> None:
     """Replace this process by one that runs the same from bytecode; return if that is impossible or odd.
 
     Python compiles a script at every start, and the memory that took is never given back:
-    [measured] 43 MB for this server instead of 25. An imported module is compiled once and
+    [measured] 47 MB for this server instead of 26. An imported module is compiled once and
     kept in __pycache__. That costs a tenth of a second, so only a server does it; other
     commands end before it would have paid.
     """

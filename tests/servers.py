@@ -254,6 +254,7 @@ class MemoryTransport:
         self.stream: xmppd.ClientStream | None = None
         self.secure = False
         self.lab = False
+        self.compressed = False
         self.peer = "127.0.0.1"
         self.incoming = bytearray()  # sent by the client, not yet taken by the stream
         self.outgoing = bytearray()  # written by the stream, not yet read by the client
@@ -281,6 +282,10 @@ class MemoryTransport:
         assert self.stream is not None
         self.secure = True
         self.stream.tls_established()
+
+    def compress(self) -> None:
+        """Not in memory: the `wire` dialogues compress."""
+        raise AssertionError("compression needs @pytest.mark.wire")
 
     def close(self) -> None:
         """The server hangs up; the client can still read what was written."""
@@ -316,7 +321,7 @@ class MemoryServer:
         self.bugs = BugReports()
         logging.getLogger("xmppd").addHandler(self.bugs)
         self.loop = xmppd.Loop()
-        self.storage = xmppd.Storage(config.data, self.loop, sync=False)
+        self.storage = xmppd.Storage(config.data, self.loop, sync=False, freeze=True)
         self.server = xmppd.Server(config, self.loop, self.storage, xmppd.FEATURES)
         self.cast = Cast()
         for name in PEOPLE:

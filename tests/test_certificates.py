@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import xmppd
 from xmppd import JID, Certificates, ConfigError, TLSFiles, read_certificate
 
 HOSTS = ("example.org", "bücher.example", "chat.local")
-NOW = datetime.now(timezone.utc)
+NOW = datetime.now(UTC)
 TIMEOUT = 20  # seconds
 
 
@@ -286,6 +286,17 @@ def test_a_damaged_leaf_is_made_anew(tmp_path: Path, made_here: list[Any], damag
     Certificates(configured(tmp_path, TLSFiles(files.certificate, files.key)))
 
 
+def test_another_authority_gets_another_leaf(tmp_path: Path, made_here: list[Any]) -> None:
+    files = xmppd.ensure_certificates(tmp_path, ["example.org"])
+    other = certify([], ca=True, common_name="of the owner's own making", days=(-1, 3000))
+    write_pem(files.authority, other[0])
+    write_pem(files.authority_key, other[1])
+    certificates = Certificates(configured(tmp_path, None))
+    assert len(made_here) == 2
+    with connected(certificates.context(), trusting(files.authority), "example.org") as (_, ours):
+        assert ours.getpeercert()["issuer"] == ((("commonName", "of the owner's own making"),),)
+
+
 def test_a_crash_before_the_first_authority_is_complete_does_no_harm(tmp_path: Path, made_here: list[Any]) -> None:
     (tmp_path / "tls").mkdir()
     (tmp_path / "tls/ca.key").write_text("half a k")
@@ -322,14 +333,16 @@ def test_without_the_package_one_line_says_so(tmp_path: Path, monkeypatch: pytes
     here = str(Path(xmppd.__file__).parent)
     monkeypatch.setattr(sys, "path", [here, str(tmp_path), *sys.path])
     monkeypatch.setattr(xmppd, "__file__", str(tmp_path / "xmppd.py"))
-    with pytest.raises(ConfigError, match=r"No module named 'cryptography'; install the package `cryptography`, or set"):
+    with pytest.raises(
+        ConfigError, match=r"No module named 'cryptography'; install the package `cryptography`, or set"
+    ):
         xmppd.ensure_certificates(tmp_path, ["example.org"])
     assert not (tmp_path / "tls").exists()
 
 
 def test_a_maker_that_cannot_be_started_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
-    with pytest.raises(ConfigError, match="cannot make certificates: .*set \\[tls\\] certificate and key"):
+    with pytest.raises(ConfigError, match=r"cannot make certificates: .*set \[tls\] certificate and key"):
         xmppd.ensure_certificates(tmp_path, ["example.org"])
 
 
@@ -446,8 +459,19 @@ def test_a_folder_holds_a_pair_for_each_host(tmp_path: Path) -> None:
             assert ours.getpeercert(True) == der(pair[0])
             assert xmppd.channel_bindings(server)["tls-server-end-point"] == hashlib.sha256(der(pair[0])).digest()
         assert certificates.end_point(host) == hashlib.sha256(der(pair[0])).digest()
-    with pytest.raises(ConfigError, match="no certificate for missing.example: expected missing.example/fullchain.pem"):
+    with pytest.raises(
+        ConfigError, match=r"no certificate for missing\.example: expected missing\.example/fullchain\.pem"
+    ):
         Certificates(configured(tmp_path, TLSFiles(folder, folder), ("missing.example",)))
+
+
+def test_a_pair_that_went_away_is_said_once(tmp_path: Path, caplog: Any) -> None:
+    files = write_pair(tmp_path, certify(dns("example.org")), "example.org")
+    certificates = Certificates(configured(tmp_path, TLSFiles(tmp_path, tmp_path)))
+    files.certificate.unlink()
+    assert certificates.changed() and not certificates.reload() and not certificates.changed()
+    assert len(caplog.records) == 1
+    assert certificates.context("example.org").certificate.dns_names == ("example.org",)
 
 
 # -- which certificate a connection gets
@@ -486,7 +510,8 @@ def test_the_stream_header_chooses_and_sni_overrides(
 
 
 @pytest.mark.parametrize(
-    ("proposed", "chosen"), [(["xmpp-client"], "xmpp-client"), (["h2", "xmpp-client"], "xmpp-client"), (["h2"], None), ([], None)]
+    ("proposed", "chosen"),
+    [(["xmpp-client"], "xmpp-client"), (["h2", "xmpp-client"], "xmpp-client"), (["h2"], None), ([], None)],
 )
 def test_direct_tls_answers_alpn_and_goes_on_without(
     two_hosts: Certificates, proposed: list[str], chosen: str | None
@@ -504,6 +529,7 @@ def test_direct_tls_answers_alpn_and_goes_on_without(
 
 def test_tls_before_1_2_is_refused(own: Certificates) -> None:
     """RFC6120-13.9.5-1"""
+    assert own.context().minimum_version == ssl.TLSVersion.TLSv1_2
     client = trusting(None)
     client.set_ciphers("ALL:@SECLEVEL=0")
     client.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
@@ -650,7 +676,7 @@ def test_only_the_configured_authority_counts(people: Any, tmp_path: Path) -> No
     client = bearing(tmp_path, forged)
     with (
         pytest.raises((ssl.SSLError, ConnectionError)),
-        connected(people[0].context("example.org"), client, "example.org") as (server, ours),
+        connected(people[0].context("example.org"), client, "example.org") as (_, ours),
     ):
         ours.recv(1)  # in TLS 1.3 the client hears of it after its own handshake
 
@@ -781,22 +807,51 @@ def test_dates_beyond_2049_are_read() -> None:
     [
         "30",
         "3080",  # indefinite length is BER
+        "30800000",
         "308101",  # cut
         "30810100",  # a short length in long form
+        "30817f" + "00" * 0x7F,
         "3082000100",
-        "3084000000010000",
+        "308200ff" + "00" * 0xFF,
+        "308400000080" + "00" * 0x80,
+        "308401000000" + "00" * 0x80,  # longer than any certificate
         "1f0100",  # a tag of several octets
         "3003020100ff",
         "30030201",
-        "3000",
     ],
 )
 def test_what_is_not_strict_der_is_refused(data: str) -> None:
     with pytest.raises(ValueError):
-        read_certificate(bytes.fromhex(data))
+        xmppd.der_items(bytes.fromhex(data))
 
 
-@pytest.mark.parametrize(("content", "text"), [("550411", "2.5.4.17"), ("883703", "2.999.3"), ("2b06", "1.3.6"), ("27", "0.39")])
+@pytest.mark.parametrize("length", [0, 1, 0x7F, 0x80, 0xFF, 0x100, 0x10000])
+def test_lengths_in_their_shortest_form_are_read(length: int) -> None:
+    assert xmppd.der_items(tlv(4, bytes(length)) * 2) == [xmppd.DERItem(4, bytes(length))] * 2
+
+
+def tlv(tag: int, content: bytes) -> bytes:
+    """Return an item of DER."""
+    size = len(content)
+    octets = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([tag]) + (bytes([size]) if size < 0x80 else bytes([0x80 + len(octets)]) + octets) + content
+
+
+def test_a_second_subject_alt_name_is_refused() -> None:
+    """RFC 5280 §4.2: which of them would be meant?"""
+    value = tlv(0x04, tlv(0x30, tlv(0x82, b"example.org")))
+    extension = tlv(0x30, tlv(0x06, bytes.fromhex("551d11")) + value)
+    critical = tlv(0x30, tlv(0x06, bytes.fromhex("551d11")) + tlv(0x01, b"\xff") + value)
+    names = [xmppd.DERItem(0x82, b"example.org")]
+    for one in (extension, critical):
+        assert xmppd.subject_alt_names(xmppd.der_items(tlv(0xA3, tlv(0x30, one)))) == names
+    with pytest.raises(ValueError, match="two subjectAltName"):
+        xmppd.subject_alt_names(xmppd.der_items(tlv(0xA3, tlv(0x30, extension + critical))))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [("550411", "2.5.4.17"), ("883703", "2.999.3"), ("2b06", "1.3.6"), ("27", "0.39")]
+)
 def test_object_identifiers_are_read(content: str, text: str) -> None:
     assert xmppd.der_oid(xmppd.DERItem(0x06, bytes.fromhex(content))) == text
 
@@ -834,5 +889,7 @@ def test_a_cut_certificate_is_refused(length: int) -> None:
 
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_names_of_any_text_are_compared_without_an_accident(presented: str, domain: str) -> None:
-    read = dataclasses.replace(read_certificate(SAMPLE), dns_names=(presented,), srv_names=(f"_xmpp-client.{presented}",))
+    read = dataclasses.replace(
+        read_certificate(SAMPLE), dns_names=(presented,), srv_names=(f"_xmpp-client.{presented}",)
+    )
     assert read.covers(domain) in (True, False)

@@ -114,6 +114,18 @@ class QuickDisk(Disk):
         super().remove(path)
 
 
+class SlowSaves(QuickDisk):
+    """Each file of a checkpoint waits for a permission of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.permissions = threading.Semaphore(0)
+
+    def save(self, path: Path, data: bytes) -> None:
+        assert self.permissions.acquire(timeout=PATIENCE)
+        super().save(path, data)
+
+
 def name_of(file: int) -> str:
     link = Path(f"/proc/self/fd/{file}")
     return Path(os.readlink(link)).name if link.exists() else "file"
@@ -467,12 +479,12 @@ def test_a_log_that_was_emptied_and_begun_again(opened: Opened, tmp_path: Path, 
         offline.append(ALICE, n + 100)
         synced(storage, turns)
         assert offline.read(ALICE) == [n + 100]
-        shutil.copytree(tmp_path / "data", tmp_path / f"copy{n}")
+        crash(storage)
+        storage, turns = opened(tmp_path / "data")
+        offline = storage.log("offline")
+        assert offline.read(ALICE) == [n + 100]
         at_rest(storage, turns)
         offline.drop(ALICE, 1)
-    for n in range(5):
-        copied, _ = opened(tmp_path / f"copy{n}")
-        assert copied.log("offline").read(ALICE) == [n + 100]
 
 
 # ---- removal of accounts --------------------------------------------------------------
@@ -614,6 +626,28 @@ def test_without_sync_the_operating_system_has_it_and_files_still_wait_for_the_j
     assert steps.index("fsync journal-000001.jsonl") < steps.index("replace alice.json")
 
 
+def test_without_sync_a_file_is_never_newer_than_the_journal_on_disk(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xmppd, "SAVES_UNDER_WAY", 1)
+    disk = SlowSaves()
+    storage, turns = opened(tmp_path / "data", disk=disk, sync=False)
+    storage.documents("vcard")[ALICE] = storage.documents("vcard")[BOB] = 1
+    monkeypatch.setattr(xmppd, "JOURNAL_BYTES", 1)
+    synced(storage, turns)  # Alice's file waits for its permission, Bob's for Alice's
+    storage.documents("vcard")[BOB] = 2
+    turns.turn()
+    disk.permissions.release()
+    disk.permissions.release()
+    synced(storage, turns)
+    turns.until(lambda: "replace bob.json" in disk.steps)
+    assert (tmp_path / "data/example.org/vcard/bob.json").read_text() == "2\n"
+    before = disk.steps[: disk.steps.index("replace bob.json")]
+    assert before.count("fsync journal-000002.jsonl") == 2, "its first line, and the one with Bob's change"
+    for _ in range(4):
+        disk.permissions.release()
+
+
 # ---- crashes --------------------------------------------------------------------------
 
 KINDS = ("roster", "vcard")
@@ -739,18 +773,19 @@ class CopyingDisk(QuickDisk):
 
 
 def recovers(folder: Path, model: Model, acknowledged: int) -> None:
-    """Open what a crash left, twice: with a second crash during recovery, and for good."""
+    """Open what a crash left, again and again: after a crash during recovery, one after it, and for good."""
+    expected = None
     for how in ("crash", "crash later", "close", "close"):
         turns = Turns()
         storage = Storage(folder, turns, disk=QuickDisk(), freeze=True)  # type: ignore[arg-type]
-        if how in ("crash", "crash later"):
-            recovered = storage.position - 1
+        if expected is None:
+            recovered = storage.position - 1  # the newest line that was read back
             assert recovered >= acknowledged
-            expected = model.history.get(recovered) or model.history[max(model.history)]
+            expected = model.history[min(recovered, max(model.history))]
+        before = storage.position
         assert state_of(storage) == expected
+        assert storage.position == before, "reading had to mend something"
         if how == "crash later":
-            acknowledged = storage.synced
-            model.history[acknowledged] = expected
             at_rest(storage, turns)
             assert state_of(storage) == expected
         if how == "close":
@@ -764,15 +799,15 @@ few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChec
 
 
 @few
-@given(histories, st.sampled_from([1, 150, 10_000]))
+@given(histories, st.sampled_from([1, 150, 10_000]), st.sampled_from([500, 1_000_000]), st.integers(0, 9))
 def test_a_crash_at_any_step_loses_nothing_acknowledged_and_no_half_turn_survives(
-    monkeypatch: pytest.MonkeyPatch, history: list[list[tuple[Any, ...]]], journal_bytes: int
+    monkeypatch: pytest.MonkeyPatch, history: list[list[tuple[Any, ...]]], journal_bytes: int, cache_bytes: int, first: int
 ) -> None:
     monkeypatch.setattr(xmppd, "JOURNAL_BYTES", journal_bytes)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         disk, turns, model = CopyingDisk(folder), Turns(), Model()
-        storage = Storage(folder / "data", turns, disk=disk)  # type: ignore[arg-type]
+        storage = Storage(folder / "data", turns, disk=disk, cache_bytes=cache_bytes)  # type: ignore[arg-type]
         model.note(storage.position)
         disk.storage = storage
         for turn in history:
@@ -789,8 +824,8 @@ def test_a_crash_at_any_step_loses_nothing_acknowledged_and_no_half_turn_survive
         disk.storage = None
         model.note(storage.position)
         disk.made.append((folder / "data", storage.synced))
-        for copied, acknowledged in disk.made[:: 1 + len(disk.made) // 40]:
-            recovers(copied, copy.deepcopy(model), acknowledged)
+        for copied, acknowledged in disk.made[first :: 1 + len(disk.made) // 12]:
+            recovers(copied, model, acknowledged)
 
 
 @few
@@ -881,6 +916,37 @@ def test_a_journal_of_a_newer_program_is_not_guessed_at(opened: Opened, tmp_path
     opened(tmp_path / "data")  # the lock was released
 
 
+def test_a_log_that_is_newer_than_the_journal_stays_as_it_is(opened: Opened, tmp_path: Path) -> None:
+    """The journal's later lines may be lost to damage; the file that was written because of them is not."""
+    storage, _ = opened(tmp_path / "data")
+    storage.log("offline").rewrite(ALICE, ["second generation"])
+    storage.log("offline").rewrite(ALICE, ["third generation"])
+    storage.close()
+    old = [b'["append","offline","alice@example.org",1,0,"first"]', b'["rewrite","offline","alice@example.org",2,["old"]]',
+           b'["append","offline","alice@example.org",2,6,"old"]', b'["drop","offline","alice@example.org",2,6]']  # fmt: skip
+    for _, path in xmppd.journals(tmp_path / "data"):
+        path.write_bytes(xmppd.journal_line(9, old))
+    storage, turns = opened(tmp_path / "data")
+    assert storage.log("offline").read(ALICE) == ["third generation"]
+    storage.log("offline").append(ALICE, "more")
+    at_rest(storage, turns)
+    assert storage.log("offline").read(ALICE) == ["third generation", "more"]
+
+
+@pytest.mark.parametrize("more", [[], ["x"]], ids=["nothing follows", "a record follows"])
+def test_a_log_that_was_dropped_whole_has_no_file_and_misses_none(opened: Opened, tmp_path: Path, more: list[str]) -> None:
+    changes = [b'["drop","offline","alice@example.org",1,50]']
+    changes += [b'["append","offline","alice@example.org",1,50,"x"]' for _ in more]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/journal-000001.jsonl").write_bytes(xmppd.journal_line(1, changes))
+    storage, turns = opened(tmp_path / "data")
+    for _ in range(2):
+        before = storage.position
+        assert storage.log("offline").read(ALICE) == more and storage.log("offline").count(ALICE) == len(more)
+        assert storage.position == before, "it was mended"
+        at_rest(storage, turns)
+
+
 # ---- checkpoints ----------------------------------------------------------------------
 
 
@@ -893,23 +959,12 @@ def test_a_checkpoint_syncs_before_it_replaces_and_removes(opened: Opened, tmp_p
     synced(storage, turns)
     at_rest(storage, turns)
     steps = disk.steps
-    order = ["fsync journal-000001.jsonl", "fsync journal-000002.jsonl", "fsync data", "fsync alice.json.new",
-             "replace alice.json", "fsync vcard", "remove journal-000001.jsonl"]  # fmt: skip
-    assert [step for step in steps if step in order][: len(order)] == order
-    assert "fsync example.org" in steps[: steps.index("remove journal-000001.jsonl")]
+    order = ["fsync journal-000001.jsonl", "fsync journal-000002.jsonl", "fsync alice.json.new", "replace alice.json",
+             "fsync vcard", "remove journal-000001.jsonl"]  # fmt: skip
+    assert [step for step in steps if step in order] == order
+    between = steps[steps.index("replace alice.json") : steps.index("remove journal-000001.jsonl")]
+    assert {"fsync data", "fsync example.org"} <= set(between), "folders that are new themselves"
     assert files(tmp_path / "data") == {".lock", ".reserve", "journal-000002.jsonl", "example.org/vcard/alice.json"}
-
-
-class SlowSaves(QuickDisk):
-    """Each file of a checkpoint waits for a permission of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.permissions = threading.Semaphore(0)
-
-    def save(self, path: Path, data: bytes) -> None:
-        assert self.permissions.acquire(timeout=PATIENCE)
-        super().save(path, data)
 
 
 def test_answers_go_on_between_the_files_of_a_checkpoint(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -918,10 +973,7 @@ def test_answers_go_on_between_the_files_of_a_checkpoint(opened: Opened, tmp_pat
     owners = [JID(f"user{n}", "example.org", "") for n in range(20)]
     for owner in owners:
         storage.documents("vcard")[owner] = 0
-    monkeypatch.setattr(xmppd, "JOURNAL_BYTES", 1)
-    turns.turn()
-    monkeypatch.undo()
-    assert storage._checkpointing
+    begin_checkpoint(storage, turns, monkeypatch)
     for n in range(len(owners)):
         storage.documents("vcard")[owners[-1]] = n
         turns.turn()
@@ -935,6 +987,44 @@ def test_answers_go_on_between_the_files_of_a_checkpoint(opened: Opened, tmp_pat
     crash(storage)
     storage, _ = opened(tmp_path / "data")
     assert storage.documents("vcard")[owners[-1]] == len(owners) - 1
+
+
+def begin_checkpoint(storage: Storage, turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin one checkpoint now, whose first file waits for its permission, and none after it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(xmppd, "JOURNAL_BYTES", 1)
+        turns.turn()
+    turns.turn()
+    assert storage._checkpointing and storage._tasks
+
+
+def test_what_changes_during_a_checkpoint_is_kept_by_the_next_journal(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowSaves()
+    storage, turns = opened(tmp_path / "data", disk=disk, cache_bytes=5_000)
+    cards, offline = storage.documents("vcard"), storage.log("offline")
+    cards[ALICE] = "old"
+    for n in range(3):
+        offline.append(ALICE, f"old {n}")
+        offline.append(BOB, f"old {n}")
+    begin_checkpoint(storage, turns, monkeypatch)
+    cards[ALICE] = "new"
+    offline.rewrite(ALICE, ["new 0", "new 1"])
+    offline.drop(BOB, 2)
+    offline.append(BOB, "new")
+    for _ in range(3):
+        disk.permissions.release()
+    at_rest(storage, turns)
+    assert [path.name for _, path in xmppd.journals(tmp_path / "data")] == ["journal-000002.jsonl"]
+    for _ in range(2):
+        for n in range(100):
+            cards.get(JID(f"user{n}", "example.org", ""))
+        assert cards[ALICE] == "new"
+        assert offline.read(ALICE) == ["new 0", "new 1"] and offline.read(BOB) == ["old 2", "new"]
+        crash(storage)
+        storage, turns = opened(tmp_path / "data")
+        cards, offline = storage.documents("vcard"), storage.log("offline")
 
 
 def test_only_a_few_files_wait_in_memory(opened: Opened, tmp_path: Path, often: None) -> None:
@@ -1285,14 +1375,15 @@ def test_a_damaged_record_costs_only_itself(opened: Opened, tmp_path: Path, capl
 
 def test_a_log_that_ends_within_a_record(opened: Opened, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = make_log(opened, tmp_path / "data")
-    damaged = path.read_bytes()[:-3]
+    damaged = path.read_bytes() + b'{"n":"' + b"x" * 100
     path.write_bytes(damaged)
     for n in (5, 6):
         storage, _ = opened(tmp_path / "data")
         storage.log("offline").append(ALICE, {"n": n})
         storage.close()
     storage, _ = opened(tmp_path / "data")
-    assert [record["n"] for record in storage.log("offline").read(ALICE)] == [0, 1, 2, 3, 5, 6]
+    assert [record["n"] for record in storage.log("offline").read(ALICE)] == [0, 1, 2, 3, 4, 5, 6]
+    assert "ends within a record" in caplog.text
     assert [kept.read_bytes() for kept in broken(tmp_path / "data")] == [damaged]
 
 

@@ -1,0 +1,507 @@
+"""What is measured. To add a case: write a class with `rows` and `run`, and put it into `CASES`.
+
+A case gets a `Trial` (a running server and a load generator), connects whom it needs,
+keeps the server busy, checks every delivery, and returns one value for each of its rows.
+A delivery is checked by a number in its text: the receiver knows which one comes next from
+each sender, so nothing can be lost, doubled, changed in order or given to somebody else.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+from tests.bench.accounting import KIB, resident_bytes
+from tests.bench.load import IQ_RESULT, BenchError, Client, Load, Script
+from tests.bench.people import AWAY, CONTACTS, EVERYBODY, HOST, PRESENT, TALKERS, bare_jid, full_jid
+from tests.bench.trial import DRAIN_TIMEOUT, Trial
+
+WITH_ACCOUNTS = ("xmppd", "prosody", "ejabberd")  # the floor has neither accounts nor answers
+MESSAGE_SIZE = 330  # bytes of a chat message as real clients send it: ids, receipt request, marker, a sentence
+WINDOW = 2  # messages of each sender that are under way
+LATENCY_RATE = 200  # messages per second
+
+
+class Row(NamedTuple):
+    """One line of the report, and what was promised of it."""
+
+    key: str
+    title: str
+    unit: str
+    peer: float | None = None  # at most so much of the better peer's
+    floor: float | None = None  # at most so much of the floor's
+    most: float | None = None  # at most so much, in `unit`
+
+
+class Case(ABC):
+    """One kind of load."""
+
+    name: ClassVar[str]  # for --only
+    rows: ClassVar[Sequence[Row]]
+    servers: ClassVar[Sequence[str]] = WITH_ACCOUNTS
+    fresh: ClassVar[bool] = False  # wants a server that was started just now
+
+    @abstractmethod
+    def run(self, trial: Trial) -> Sequence[float]:
+        """Return the value of each row."""
+
+
+# -- messages
+
+
+def check(is_right: bool, client: Client, expected: bytes, piece: bytes) -> None:
+    """Raise BenchError with what came in instead of what was expected."""
+    if not is_right:
+        raise BenchError(f"{client.full.decode()}: expected {expected.decode()}, found {piece[-500:]!r}")
+
+
+def chat_message(to: str) -> bytes:
+    """Return a template for a message of MESSAGE_SIZE bytes, with the place of its number twice."""
+    start = f"<message to='{to}' type='chat' id='m%06d'><body>#%06d# ".encode()
+    end = (
+        b"</body><active xmlns='http://jabber.org/protocol/chatstates'/><request xmlns='urn:xmpp:receipts'/>"
+        b"<markable xmlns='urn:xmpp:chat-markers:0'/></message>"
+    )
+    words = b"Shall I hear more, or shall I speak at this? " * 8
+    size = len(start % (0, 0)) + len(end)
+    return start + words[: MESSAGE_SIZE - size] + end
+
+
+class Talker:
+    """One end of a pair: sends messages, answers each of the partner's with a receipt and a marker."""
+
+    def __init__(self, client: Client, partner: int) -> None:
+        self.client = client
+        self.load: Load = client.load
+        self.sent = self.received = 0  # stanzas of all kinds
+        to = full_jid(partner)
+        self._partner = to.encode()
+        self._message = chat_message(to)
+        self._receipt = (
+            f"<message to='{to}' type='chat' id='r%06d'><received xmlns='urn:xmpp:receipts' id='m%06d'/></message>"
+        ).encode()
+        self._marker = (
+            f"<message to='{to}' type='chat' id='d%06d'>"
+            "<displayed xmlns='urn:xmpp:chat-markers:0' id='m%06d'/></message>"
+        ).encode()
+        self._next = self._heard = self._receipts = self._markers = 0  # numbers of the next message of each kind
+        client.expect(b"</message>", self.take)
+
+    def say(self) -> None:
+        """Send the next message."""
+        self.client.send(self._message % (self._next, self._next))
+        self._next += 1
+        self.sent += 1
+
+    def take(self, piece: bytes) -> None:
+        """Check a message and do what it calls for."""
+        check(self._partner in piece, self.client, self._partner, piece)
+        self.received += 1
+        if b"<body>" in piece:
+            number = self._heard
+            check(b"#%06d#" % number in piece, self.client, b"#%06d#" % number, piece)
+            self._heard = number + 1
+            self.client.send(self._receipt % (number, number))
+            self.client.send(self._marker % (number, number))
+            self.sent += 2
+            return
+        is_receipt = b"<received" in piece
+        number = self._receipts if is_receipt else self._markers
+        check(b"m%06d" % number in piece, self.client, b"the next receipt or marker", piece)
+        if is_receipt:
+            self._receipts += 1
+        else:
+            self._markers += 1
+            if not self.load.stopping:
+                self.say()
+
+
+class Chat(Case):
+    """100 pairs talk, both ways at once; each message is answered by a receipt (XEP-0184) and a marker (XEP-0333)."""
+
+    name = "chat"
+    servers = ("floor", *WITH_ACCOUNTS)
+    rows = (
+        Row("chat", f"chat: {MESSAGE_SIZE}-byte messages, receipts, markers; per delivery", "µs", peer=0.35, floor=1.8),
+    )
+    talker: ClassVar[type[Talker]] = Talker
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`; the unit is a stanza delivered."""
+        clients = trial.connect(TALKERS, available=True)
+        talkers = [self.talker(client, client.number ^ 1) for client in clients]
+        for talker in talkers:
+            for _ in range(WINDOW):
+                talker.say()
+        cost, _rate = trial.steady(
+            lambda: sum(talker.received for talker in talkers),
+            lambda: sum(talker.sent for talker in talkers) == sum(talker.received for talker in talkers),
+            "the last messages",
+        )
+        return [cost]
+
+
+class ShortTalker(Talker):
+    """Sends a short message for each that comes in."""
+
+    def __init__(self, client: Client, partner: int) -> None:
+        super().__init__(client, partner)
+        self._message = f"<message to='{full_jid(partner)}' type='chat' id='m%06d'><body>#%06d#</body></message>".encode()
+
+    def take(self, piece: bytes) -> None:
+        """Check a message and answer it."""
+        check(self._partner in piece, self.client, self._partner, piece)
+        check(b"#%06d#" % self._heard in piece, self.client, b"#%06d#" % self._heard, piece)
+        self._heard += 1
+        self.received += 1
+        if not self.load.stopping:
+            self.say()
+
+
+class Small(Chat):
+    """100 pairs exchange messages of a hundred bytes without anything else."""
+
+    name = "small"
+    rows = (Row("small", "chat: 100-byte messages; per delivery", "µs"),)
+    talker = ShortTalker
+
+
+class TimedTalker(ShortTalker):
+    """Notes when each message was sent and how long it took."""
+
+    def __init__(self, client: Client, partner: int) -> None:
+        super().__init__(client, partner)
+        self._message = chat_message(full_jid(partner))
+        self.partner: TimedTalker = self
+        self.sent_at: list[float] = []
+        self.delays: list[float] = []  # seconds
+
+    def say(self) -> None:
+        """Send the next message and note when."""
+        self.sent_at.append(time.perf_counter())
+        super().say()
+
+    def take(self, piece: bytes) -> None:
+        """Check a message and note when it came."""
+        check(b"#%06d#" % self._heard in piece, self.client, b"#%06d#" % self._heard, piece)
+        self.delays.append(time.perf_counter() - self.partner.sent_at[self._heard])
+        self._heard += 1
+        self.received += 1
+
+
+class Latency(Case):
+    """Messages at a fixed rate, whatever the server does: how long each takes from send to receive."""
+
+    name = "latency"
+    servers = ("floor", *WITH_ACCOUNTS)
+    rows = (
+        Row("latency_median", f"latency at {LATENCY_RATE} messages a second: median", "ms"),
+        Row("latency_99", f"latency at {LATENCY_RATE} messages a second: 99th percentile", "ms"),
+    )
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`."""
+        talkers = [TimedTalker(client, client.number ^ 1) for client in trial.connect(TALKERS, available=True)]
+        for talker in talkers:
+            talker.partner = talkers[talker.client.number ^ 1]
+        amount = int(LATENCY_RATE * max(1.0, trial.seconds))
+        began = time.perf_counter()
+        for number in range(amount):
+            while (left := began + number / LATENCY_RATE - time.perf_counter()) > 0:
+                trial.load.turn(left)
+            talkers[number % len(talkers)].say()
+        trial.load.run_until(lambda: sum(t.received for t in talkers) == amount, DRAIN_TIMEOUT, "the last messages")
+        delays = sorted(delay * 1000 for talker in talkers for delay in talker.delays)
+        return [statistics.median(delays), delays[int(len(delays) * 0.99)]]
+
+
+# -- presence
+
+
+class Watcher:
+    """A user with contacts: changes presence, and checks theirs."""
+
+    def __init__(self, client: Client, watchers: list[Watcher]) -> None:
+        self.client = client
+        self.watchers = watchers
+        self.received = 0  # from contacts
+        self.missing = 0  # contacts that have not got the last change yet
+        self.number = 0  # of changes
+        self._heard = [0] * len(PRESENT)  # number of each contact's last change
+        client.expect(b"</presence>", self.take)
+
+    def change(self) -> None:
+        """Tell all contacts something new."""
+        self.number += 1
+        self.missing = CONTACTS
+        self.client.send(
+            b"<presence><show>away</show><status>#%04d#%06d#</status>"
+            b"<c xmlns='http://jabber.org/protocol/caps' hash='sha-1' node='https://bench.example/client' "
+            b"ver='QgayPKawpkPSDYmwT/WM94uAlu0='/></presence>" % (self.client.number, self.number)
+        )
+
+    def take(self, piece: bytes) -> None:
+        """Check a contact's presence; our own comes back too, and may."""
+        at = piece.find(b"#")
+        check(at >= 0, self.client, b"a status", piece)
+        sender, number = int(piece[at + 1 : at + 5]), int(piece[at + 6 : at + 12])
+        if sender == self.client.number:
+            return
+        check(number == self._heard[sender] + 1, self.client, b"the next change", piece)
+        check(full_jid(sender).encode() in piece, self.client, full_jid(sender).encode(), piece)
+        self._heard[sender] = number
+        self.received += 1
+        watcher = self.watchers[sender]
+        watcher.missing -= 1
+        if not watcher.missing and not self.client.load.stopping:
+            self._pass_on(sender)
+
+    def _pass_on(self, sender: int) -> None:
+        """When all contacts know, somebody else changes, so that everybody has a turn."""
+        ahead = sender + 1
+        while self.watchers[ahead % len(PRESENT)].missing:
+            ahead += 1
+        self.watchers[ahead % len(PRESENT)].change()
+
+
+class PresenceChanges(Case):
+    """100 users with 30 contacts each change their presence, ten of them at a time."""
+
+    name = "presence"
+    rows = (Row("presence", f"presence among {len(PRESENT)} users, rosters of {CONTACTS}; per delivery", "µs", peer=0.4),)
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`; the unit is a presence delivered to a contact."""
+        watchers: list[Watcher] = []
+        watchers += [Watcher(client, watchers) for client in trial.connect(PRESENT)]
+        for watcher in watchers:
+            watcher.client.expect(b">", lambda piece: None)
+            watcher.client.send(b"<presence/>")
+        trial.quiet()
+        for watcher in watchers:
+            watcher.client.expect(b"</presence>", watcher.take)
+        for watcher in watchers[::10]:
+            watcher.change()
+        cost, _rate = trial.steady(
+            lambda: sum(watcher.received for watcher in watchers),
+            lambda: not any(watcher.missing for watcher in watchers),
+            "the last presences",
+        )
+        return [cost]
+
+
+# -- requests
+
+
+class Asker:
+    """Sends a request for each answer that comes."""
+
+    def __init__(self, client: Client, request: bytes, end_tag: bytes, expected: bytes) -> None:
+        self.client = client
+        self.sent = self.received = 0
+        self._request = request
+        self._expected = expected
+        client.expect(end_tag, self.take)
+
+    def ask(self) -> None:
+        """Send the next request."""
+        self.client.send(self._request % self.sent)
+        self.sent += 1
+
+    def take(self, piece: bytes) -> None:
+        """Check an answer and ask again."""
+        if b"<iq " not in piece:
+            return  # the end of another element
+        wanted = b"q%06d" % self.received
+        check(wanted in piece and self._expected in piece, self.client, wanted + b", " + self._expected, piece)
+        self.received += 1
+        if not self.client.load.stopping:
+            self.ask()
+
+
+class Ping(Case):
+    """100 users ping the server (XEP-0199)."""
+
+    name = "ping"
+    rows = (Row("ping", "IQ ping; per answer", "µs", peer=0.4),)
+    request = f"<iq type='get' id='q%06d' to='{HOST}'><ping xmlns='urn:xmpp:ping'/></iq>".encode()
+    end_tag = b">"
+    expected = b"result"
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`; the unit is a request answered."""
+        clients = trial.connect(PRESENT)
+        askers = [Asker(client, self.request, self.end_tag, self.expected) for client in clients]
+        for asker in askers:
+            for _ in range(WINDOW):
+                asker.ask()
+        cost, _rate = trial.steady(
+            lambda: sum(asker.received for asker in askers),
+            lambda: sum(asker.sent for asker in askers) == sum(asker.received for asker in askers),
+            "the last answers",
+        )
+        return [cost]
+
+
+class Disco(Ping):
+    """100 users ask what the server can do (XEP-0030 §3.1)."""
+
+    name = "disco"
+    rows = (Row("disco", "service discovery; per answer", "µs", peer=0.4),)
+    request = (
+        f"<iq type='get' id='q%06d' to='{HOST}'><query xmlns='http://jabber.org/protocol/disco#info'/></iq>"
+    ).encode()
+    end_tag = b"</iq>"
+    expected = b"category="
+
+
+# -- logging in
+
+
+class Login(Case):
+    """Users log in and out, eight at a time: TCP, STARTTLS, TLS 1.3, SCRAM-SHA-1, binding, and goodbye."""
+
+    name = "login"
+    rows = (Row("login", "login: STARTTLS, TLS 1.3, SCRAM-SHA-1, bind, logout; each", "µs", peer=0.6),)
+    at_once = 8
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`; the unit is a login."""
+        done = 0
+        clients = [Client(trial.load, number, trial.server.port, starttls=True) for number in TALKERS]
+        trial.clients += clients
+
+        def whole(client: Client) -> Script:
+            nonlocal done
+            yield from client.login()
+            yield from client.logout()
+            done += 1
+
+        waiting = clients[self.at_once :]
+        busy = clients[: self.at_once]
+        for client in busy:
+            client.begin(whole(client))
+
+        def keep_up(events: int = 0) -> None:
+            for at, client in enumerate(busy):
+                if client.script is None and not trial.load.stopping:
+                    waiting.append(client)
+                    busy[at] = waiting.pop(0)
+                    busy[at].begin(whole(busy[at]))
+
+        trial.load.after_turn = keep_up
+        try:
+            cost, _rate = trial.steady(lambda: done, lambda: all(client.script is None for client in busy), "the last logins")
+        finally:
+            trial.load.after_turn = None
+        return [cost]
+
+
+# -- offline messages
+
+BATCH = 10  # messages that a sender hands in before it waits until the server has got them
+SENDERS = 10
+OFFLINE_PER_SECOND = 16  # messages to each account per second of a case's time
+
+
+class Recipient:
+    """Somebody who comes back and finds messages, in order."""
+
+    def __init__(self, client: Client, sender: int, amount: int) -> None:
+        self.client = client
+        self.received = 0
+        self.amount = amount
+        self._sender = full_jid(sender).encode()
+        client.expect(b"</message>", self.take)
+
+    def take(self, piece: bytes) -> None:
+        """Check a message."""
+        wanted = b"#%06d#" % self.received
+        check(wanted in piece and self._sender in piece, self.client, wanted, piece)
+        self.received += 1
+
+
+class Offline(Case):
+    """Messages to 50 users who are away are stored; then they come, and get them."""
+
+    name = "offline"
+    rows = (
+        Row("offline_store", f"offline: store a {MESSAGE_SIZE}-byte message", "µs", peer=0.3),
+        Row("offline_flush", "offline: deliver a stored message", "µs"),
+    )
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`. A ping behind every few messages tells when they have been dealt with."""
+        per_account = max(2, round(OFFLINE_PER_SECOND * trial.seconds / 2)) * 2
+        total = per_account * len(AWAY)
+        senders = trial.connect(range(SENDERS), available=True)
+        with trial.metered() as storing:
+            trial.run_scripts(senders, lambda sender: self._store(sender, per_account), "storing")
+            trial.server.settle()
+        recipients = [Recipient(client, client.number % SENDERS, per_account) for client in trial.connect(AWAY)]
+        trial.quiet()
+        with trial.metered() as flushing:
+            for recipient in recipients:
+                recipient.client.send(b"<presence/>")
+            trial.load.run_until(lambda: sum(r.received for r in recipients) >= total, DRAIN_TIMEOUT, "offline messages")
+            trial.server.settle()
+        trial.quiet()
+        if any(recipient.received != per_account for recipient in recipients):
+            raise BenchError("a message was delivered twice")
+        return [storing.cpu / total * 1e6, flushing.cpu / total * 1e6]
+
+    def _store(self, sender: Client, amount: int) -> Script:
+        templates = [chat_message(bare_jid(number)) for number in AWAY if number % SENDERS == sender.number]
+        messages = [template % (number, number) for number in range(amount) for template in templates]
+        for first in range(0, len(messages), BATCH):
+            sender.send(b"".join(messages[first : first + BATCH]) + Ping.request % first)
+            answer = yield IQ_RESULT
+            if b"q%06d" % first not in answer[0]:
+                raise BenchError(f"expected the answer to a ping, found {answer[0]!r}")
+
+
+# -- memory and start
+
+
+class Start(Case):
+    """From exec until a stream header is answered."""
+
+    name = "start"
+    rows = (Row("start", "start-up until ready", "s", most=0.3),)
+    fresh = True
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`."""
+        return [trial.server.ready_seconds]
+
+
+class Idle(Case):
+    """Resident memory with nobody there, and with many sessions that do nothing."""
+
+    name = "idle"
+    rows = (
+        Row("idle_0", "resident at rest", "MB", most=28),
+        Row("idle_500", "resident with 500 idle TLS sessions", "MB"),
+        Row("idle_2000", "resident with 2,000 idle TLS sessions", "MB"),
+        Row("idle_each", "resident per idle TLS session", "KB", most=36),
+    )
+    servers = ("floor", *WITH_ACCOUNTS)
+    fresh = True
+    steps = (0, 500, 2000)
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`. MB and KB are powers of 1024."""
+        first, readings = EVERYBODY.stop - self.steps[-1], list[int]()  # none of those who have contacts
+        for more, steps in zip((0, *self.steps), self.steps, strict=False):
+            trial.connect(range(first + more, first + steps), available=True)
+            trial.server.settle()
+            readings.append(resident_bytes(trial.server.pid))
+        each = (readings[-1] - readings[0]) / self.steps[-1] / KIB
+        return [*(reading / KIB / KIB for reading in readings), each]
+
+
+CASES: Sequence[type[Case]] = (Start, Idle, Login, Chat, Small, PresenceChanges, Ping, Disco, Offline, Latency)
