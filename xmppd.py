@@ -44,6 +44,7 @@ Contents
     16. Messages at rest (XEP-0160)
     17. Service discovery (XEP-0030)
     18. Small features
+    21. Multi-user chat (XEP-0045)
     25. Administration: the control channel
     26. Learning: the trace
     27. The whole
@@ -95,7 +96,9 @@ from urllib.parse import unquote
 from xml.parsers import expat
 
 if TYPE_CHECKING:
+    import zipfile
     from concurrent.futures import Future, ThreadPoolExecutor
+    from importlib.resources.abc import Traversable
 
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -166,6 +169,7 @@ IQ_AUTH = Namespace("jabber:iq:auth")  # XEP-0078
 IQ_AUTH_FEATURE = Namespace("http://jabber.org/features/iq-auth")
 COMPRESS = Namespace("http://jabber.org/protocol/compress")  # XEP-0138
 COMPRESS_FEATURE = Namespace("http://jabber.org/features/compress")
+VCARD = Namespace("vcard-temp")  # XEP-0054
 VERSION = Namespace("jabber:iq:version")  # XEP-0092
 PING = Namespace("urn:xmpp:ping")  # XEP-0199
 TIME = Namespace("urn:xmpp:time")  # XEP-0202
@@ -175,6 +179,12 @@ CHAT_STATES = Namespace("http://jabber.org/protocol/chatstates")  # XEP-0085
 RECEIPTS = Namespace("urn:xmpp:receipts")  # XEP-0184
 CHAT_MARKERS = Namespace("urn:xmpp:chat-markers:0")  # XEP-0333
 CARBONS = Namespace("urn:xmpp:carbons:2")  # XEP-0280
+MUC = Namespace("http://jabber.org/protocol/muc")  # XEP-0045
+MUC_USER = Namespace("http://jabber.org/protocol/muc#user")
+MUC_ADMIN = Namespace("http://jabber.org/protocol/muc#admin")
+MUC_OWNER = Namespace("http://jabber.org/protocol/muc#owner")
+DIRECT_INVITE = Namespace("jabber:x:conference")  # XEP-0249
+OCCUPANT_ID = Namespace("urn:xmpp:occupant-id:0")  # XEP-0421
 STANZA_ID = Namespace("urn:xmpp:sid:0")  # XEP-0359
 
 # -- limits of streams: checked where bytes enter, before anything is built of them
@@ -540,13 +550,17 @@ class StreamParser:
 
     Events wait until `next` takes them, so an error never swallows the stanzas before it,
     and a stream that restarts (RFC 6120 §4.3.3) takes over what it has not read by `rest`.
-    `max_stanza` and `max_elements` may be raised while the stream goes on.
+    `max_stanza` and `max_elements` may be raised while the stream goes on. `generous` is for
+    what has passed these limits before, and has grown a little since.
     """
 
     def __init__(self, content_namespace: str = CLIENT, *, max_stanza: int = MAX_STANZA,
-                 max_elements: int = MAX_ELEMENTS) -> None:  # fmt: skip
+                 max_elements: int = MAX_ELEMENTS, generous: bool = False) -> None:  # fmt: skip
         self.max_stanza = max_stanza
         self.max_elements = max_elements
+        times = 2 if generous else 1
+        self._max_attributes, self._max_names, self._max_prefixes = (
+            times * limit for limit in (MAX_ATTRIBUTES, MAX_NAMES, MAX_PREFIXES))  # fmt: skip
         self._content_namespace = content_namespace
         self._stack: list[Element] = []
         self._last: Element | None = None  # the element that ended last: text belongs behind it
@@ -591,6 +605,8 @@ class StreamParser:
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes from the peer, cut anywhere."""
+        if self._failed and self._events:
+            self._keep(data)  # the stream may restart before it comes to the error
         if self._failed or not data:
             return
         if not self._total:
@@ -648,12 +664,14 @@ class StreamParser:
         except expat.ExpatError as error:
             return self._fail(StreamError(EXPAT_CONDITIONS.get(error.code, "not-well-formed")))
         if self._total - self._mark > self.max_stanza:
-            return self._fail(StreamError("policy-violation", "stanza too big"))
-        if self._total != self._mark:
-            position = self._parser.CurrentByteIndex
-            self._stuck_reads = self._stuck_reads + 1 if position == self._stuck_at else 0
-            self._stuck_at = position
-        if len(self._parser.intern) > MAX_NAMES or len(self._prefixes) > MAX_PREFIXES:
+            if self._kept[self._mark - self._kept_at :].strip():
+                return self._fail(StreamError("policy-violation", "stanza too big"))
+            self._mark = self._total  # a long run of white space is reported where it begins
+        position = self._parser.CurrentByteIndex
+        is_stuck = self._total != self._mark and position == self._stuck_at
+        self._stuck_reads = self._stuck_reads + 1 if is_stuck else 0
+        self._stuck_at = position
+        if len(self._parser.intern) > self._max_names or len(self._prefixes) > self._max_prefixes:
             self._fail(StreamError("policy-violation", "too many different names"))
 
     def _fail(self, error: StreamError) -> None:
@@ -683,7 +701,7 @@ class StreamParser:
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         stack = self._stack
         self._elements += 1
-        if len(stack) > MAX_DEPTH or self._elements > self.max_elements or len(attributes) > MAX_ATTRIBUTES:
+        if len(stack) > MAX_DEPTH or self._elements > self.max_elements or len(attributes) > self._max_attributes:
             raise StreamError("policy-violation", "too many elements, levels or attributes")
         tag = self._tag(name)
         for key in attributes:
@@ -724,7 +742,7 @@ class StreamParser:
 
     def _text(self, data: str) -> None:
         if len(self._stack) < 2:
-            if not data.isspace():
+            if not data.isspace() and not self._failed:  # `close` makes expat hand out what it has buffered
                 raise StreamError("bad-format", "text between stanzas")
             self._mark = self._parser.CurrentByteIndex  # text is reported at the next event: here it ends
         elif self._last is not None:
@@ -737,7 +755,7 @@ class StreamParser:
         depth = len(self._stack)  # of what encloses the element whose start tag declares this
         if (depth == 1 and prefix is not None) or (depth > 1 and uri in CONTENT_NAMESPACES):
             self._portable = False
-        if prefix not in self._prefixes and len(self._prefixes) <= MAX_PREFIXES:
+        if prefix not in self._prefixes and len(self._prefixes) <= self._max_prefixes:
             self._prefixes[prefix] = uri
 
     def _xml_declaration(self, version: str, encoding: str | None, standalone: int) -> None:
@@ -791,19 +809,20 @@ def _is_utf8(data: bytes) -> bool:
 def parse_elements(documents: Iterable[str]) -> list[Element]:
     """Read elements that this server wrote (or an owner edited), under the same rules as the wire.
 
+    Each document is one for itself: what strangers have sent must not add up to a limit.
     Unqualified names are in `jabber:client`. Raises `StreamError`.
     """
-    parser = StreamParser(max_stanza=16 * MAX_STANZA)
-    parser.feed(f"<stream xmlns='{CLIENT}'>".encode())
     elements: list[Element] = []
     for document in documents:
+        parser = StreamParser(max_stanza=sys.maxsize, max_elements=sys.maxsize, generous=True)
+        parser.feed(f"<stream xmlns='{CLIENT}'>".encode())
         parser.feed(document.encode())
         while (event := parser.next()) is not None:
             if isinstance(event, StreamError):
                 raise event
             if isinstance(event, Element):
                 elements.append(event)
-    parser.close()
+        parser.close()
     return elements
 
 
@@ -2376,31 +2395,27 @@ class Loop:
 # ==== 8. Storage: JSON files that lose nothing ====
 #
 # What must survive a power cut is kept in two shapes. A *document* is one JSON value per
-# account (a roster, a vCard); a *log* is a list of records per account that grows at its
-# end (messages waiting for somebody). Both are files that any editor can read, one folder
-# per domain, and never named after the machine:
+# account (a roster, a vCard); a *log* is a list of records that grows at its end (messages
+# waiting for somebody). Both are files that any editor can read, named by address:
 #
 #     DATA/journal-000042.jsonl                 what changed lately, one line per turn of the loop
 #     DATA/example.org/roster/alice.json        a document of alice@example.org
 #     DATA/example.org/offline/alice.jsonl      a log of hers
 #     DATA/example.org/secret.json              a document of the domain itself
 #
-# Rewriting a roster for each change would be slow and a crash in the middle would tear it.
+# Rewriting a roster for each change would be slow, and a crash in the middle would tear it.
 # So a change is first a few bytes at the end of the *journal*, and files follow later:
 #
 #     handlers change      commit()             disk thread            checkpoint, every few MB
 #     documents and logs ─> one line with   ──> write, fsync,     ──>  a new journal begins, changed files
 #     in memory             number and CRC      "synced up to n"       are written, the old journal goes
 #
-# Three promises. *Half a turn never survives*: all changes of one turn of the loop are one
-# line, which is read back whole or not at all. *Nothing overtakes its record*: `position`
-# is the number of the newest line, `synced` of the newest one on disk; what a connection
-# wants to say at position n it says once `synced` has reached n. *Reading the journal twice
-# does no harm* (replay is idempotent): a line says what a thing is afterwards, not by how
-# much it changed, and a log record says at which generation and offset of its log it lies.
-#
-# Everything here runs on the loop's thread except `DiskThread.run` and the tasks that it
-# is given. Left out: transactions over several turns, queries, indexes.
+# *Half a turn never survives*: a line is read back whole or not at all. *Nothing overtakes
+# its record*: `position` is the number of the newest line, `synced` of the newest on disk;
+# what a connection wants to say at position n it says once `synced` has reached n. *Reading
+# a journal twice does no harm*: a line says what a thing is afterwards, not by how much it
+# changed. All runs on the loop's thread but `DiskThread.run` and the tasks it is given.
+# Left out: transactions over several turns, queries, indexes.
 
 Json = Any  # what JSON can say: None, bool, int, float, str, and lists and dicts of these
 
@@ -2488,6 +2503,7 @@ class Disk:
             rest = rest[os.write(file, rest) :]
 
     def truncate(self, file: int, length: int) -> None:
+        """Cut a file off after `length` bytes."""
         os.ftruncate(file, length)
 
     def fsync(self, file: int) -> None:
@@ -2777,6 +2793,7 @@ class DiskThread:
 
     def renew_reserve(self) -> None:
         """Task: put room aside for the next time that the disk is full."""
+        self._has_reserve = False
         self._disk.reserve(self._reserve, RESERVE_BYTES)
         self._has_reserve = True
 
@@ -3098,9 +3115,11 @@ class Documents(Shelf[Document]):
         self.storage.pin(document)
 
     def holds(self, entry: Document) -> bool:
+        """Whether there is a document."""
         return entry.value is not None
 
     def saving(self, entry: Document) -> Task:
+        """Return the task that writes the whole document, as it is now."""
         path, disk, owner = self.path(entry.owner), self.storage.disk, entry.owner
         if entry.value is None:
             return Task(lambda: disk.remove(path), lambda done: self.storage.saved(entry, done))
@@ -3307,6 +3326,11 @@ class Log(Shelf[Tail]):
             tail.count = sum(1 for _ in self._lines(tail))
         return tail.count
 
+    def size(self, owner: JID) -> int:
+        """Return how many bytes the records take."""
+        tail = self.find(owner)
+        return tail.end - tail.start
+
     def rewrite(self, owner: JID, records: Iterable[Json]) -> None:
         """Let these be all records from now on, in a new generation; none at all removes the log."""
         self.storage.check()
@@ -3364,9 +3388,11 @@ class Log(Shelf[Tail]):
         self.storage.pin(tail)
 
     def holds(self, entry: Tail) -> bool:
+        """Whether there is a record."""
         return entry.end > entry.start
 
     def saving(self, entry: Tail) -> Task:
+        """Return the task that appends what is pending now, or writes the file anew after a drop or a rewrite."""
         generation, start, base, end = entry.generation, entry.start, entry.base, entry.end
         data = b"".join(entry.pending)
         path, owner = self.path(entry.owner), str(entry.owner)
@@ -4148,6 +4174,116 @@ def load_key(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         raise ConfigError(f"{key}: cannot read the private key: {problem.strerror}; check [tls]") from problem
 
 
+# -- packages out of the archive. A zipapp (`xmppd pack`) runs from inside its file, but compiled
+# code cannot: the dynamic linker wants real files. So the archive holds `cryptography` as a ZIP
+# file of its own, which is unpacked when certificates are to be made and the machine has no
+# such package. This too happens in the process of its own.
+
+PACKED = "packed"  # the folder in the archive, with one ZIP file for each platform that it serves
+
+
+def own_archive() -> Path | None:
+    """Return the zipapp that this program runs from, None if it doesn't run from one."""
+    here = Path(__file__).parent  # in a zipapp, what looks like our folder is a file
+    return here if here.is_file() else None
+
+
+def platform_tag() -> str:
+    """Return what compiled code must be made for in order to run here: the platform and Python's ABI."""
+    import sysconfig
+    from importlib.machinery import EXTENSION_SUFFIXES
+
+    return sysconfig.get_platform() + EXTENSION_SUFFIXES[0].rpartition(".")[0]
+
+
+def packed_name() -> str:
+    """Return the name inside an archive of the ZIP file with the packages for this platform."""
+    return f"{PACKED}/{platform_tag()}.zip"
+
+
+def packages_path() -> list[str]:
+    """Return what `sys.path` lacks for `cryptography` to be found, unpacked if need be; raises ConfigError."""
+    packages = packed_packages()
+    return [] if packages is None else [str(unpacked(packages))]
+
+
+def packed_packages() -> bytes | None:
+    """Return the ZIP file that has to be unpacked, None if Python finds `cryptography` without; raises ConfigError."""
+    import zipfile
+    from importlib.util import find_spec
+
+    archive = own_archive()
+    if archive is None or find_spec("cryptography") is not None:
+        return None
+    try:
+        with zipfile.ZipFile(archive) as whole:
+            return whole.read(packed_name())
+    except KeyError as problem:
+        raise ConfigError(f"{archive} brings no `cryptography` for {platform_tag()}") from problem
+    except (OSError, zipfile.BadZipFile, zlib.error) as problem:
+        raise ConfigError(f"{archive} is damaged ({problem})") from problem
+
+
+def unpacked(packages: bytes) -> Path:
+    """Return the folder in the user's cache with the contents of this ZIP file; raises ConfigError.
+
+    Its name is the hash of the contents, so that every version has its own, made once.
+    """
+    import io
+    import zipfile
+
+    import platformdirs
+
+    cache = Path(platformdirs.user_cache_dir("xmppd", appauthor=False))
+    folder = cache / hashlib.sha256(packages).hexdigest()[:32]
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(cache)
+        with zipfile.ZipFile(io.BytesIO(packages)) as files:
+            if not is_unpacked(files, folder):
+                unpack(files, folder)
+    except OSError as problem:
+        raise ConfigError(f"cannot unpack `cryptography` to {folder}: {problem.strerror}") from problem
+    except (ValueError, zipfile.BadZipFile, zlib.error) as problem:
+        raise ConfigError(f"the packed `cryptography` is damaged ({problem})") from problem
+    return folder
+
+
+def check_private(folder: Path) -> None:
+    """Raise ConfigError if others could put code into this folder, for we are about to run what lies there."""
+    found = folder.lstat()  # a symbolic link has all permissions, so it is refused
+    if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+        raise ConfigError(f"cannot unpack `cryptography` to {folder}: not a folder that only this user writes to")
+
+
+def is_unpacked(files: zipfile.ZipFile, folder: Path) -> bool:
+    """Whether all files are there with their contents; after a power cut some may be empty."""
+    try:
+        return all(zlib.crc32((folder / info.filename).read_bytes()) == info.CRC for info in files.infolist())
+    except OSError:
+        return False
+
+
+def unpack(files: zipfile.ZipFile, folder: Path) -> None:
+    """Unpack all files into a new folder, wholly or not at all; raises ValueError, OSError, BadZipFile, zlib.error."""
+    import shutil
+    import tempfile
+
+    for name in files.namelist():
+        if not re.fullmatch(r"(\w[\w.+-]*/)*\w[\w.+-]*", name, re.ASCII):  # so neither absolute nor with ".."
+            raise ValueError(f"the name {name!r}")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        new = Path(temporary, "new")
+        new.mkdir(mode=0o700)
+        files.extractall(new)
+        shutil.rmtree(folder, ignore_errors=True)  # what is not whole
+        try:
+            os.rename(new, folder)
+        except OSError:
+            if not is_unpacked(files, folder):  # else another process was faster
+                raise
+
+
 # -- making certificates. The functions down to `make_certificates` run in a process of their own.
 
 
@@ -4300,12 +4436,16 @@ def make_certificates(request: dict[str, Any]) -> dict[str, str]:
 
 
 # What the process of its own does: import this very file, wherever it lies, and call the
-# function above. Keys travel through pipes and are never on a command line.
+# functions above. Keys travel through pipes and are never on a command line.
 MAKER_PROGRAM = """\
 import importlib, json, sys
 request = json.load(sys.stdin)
 sys.path[:] = request.pop("path")
 module = importlib.import_module(request.pop("module"))
+try:
+    sys.path += module.packages_path()
+except module.ConfigError as problem:
+    sys.exit(str(problem))
 json.dump(module.make_certificates(request), sys.stdout)
 """
 
@@ -5353,6 +5493,10 @@ def start_mechanism(name: str, context: LoginContext) -> Mechanism:
 # `NEGOTIATION`; features add theirs by `@element`, `@iq(to="stream")` and `offers`.
 
 
+VERSION_NUMBER = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
+LANGUAGE_TAG = re.compile(r"(?=.{1,35}$)[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8})*")  # RFC 5646 §2.1, as long as §4.4.1 asks
+
+
 class StreamState(Enum):
     """How far a stream has come (RFC 6120 §4.3); the values are the words of `@element(state=…)`."""
 
@@ -5491,18 +5635,17 @@ class Stream(ABC):
         if header.prefixes.get(None) != self.content_namespace:
             raise StreamError("invalid-namespace")  # §4.8.3
         self.version = self._negotiate_version(header.attributes.get("version"))
-        self.lang = header.attributes.get(XML_LANG, "")
+        lang = header.attributes.get(XML_LANG, "")
+        self.lang = lang if LANGUAGE_TAG.fullmatch(lang) else ""
         self._check_addresses(header)
 
     def _negotiate_version(self, theirs: str | None) -> str:
         """§4.7.5: the lower of both versions; none, or 0.x, is a peer from before RFC 3920."""
         if theirs is None:
             return ""
-        try:
-            major, _minor = (int(part) for part in theirs.split("."))
-        except ValueError:
-            raise StreamError("unsupported-version") from None
-        return "1.0" if major >= 1 else ""
+        if not VERSION_NUMBER.fullmatch(theirs):
+            raise StreamError("unsupported-version")
+        return "1.0" if int(theirs.partition(".")[0]) >= 1 else ""
 
     def _check_addresses(self, header: Opened) -> None:
         to, sender = header.attributes.get("to"), header.attributes.get("from")
@@ -5640,6 +5783,11 @@ class ClientStream(Stream):
         return StreamParser(max_stanza=limits.stanza, max_elements=limits.elements)
 
     @property
+    def account(self) -> JID | None:
+        """The account that the stream is logged in to, or logging in to."""
+        return self.owner or (self._mechanism.account if self._mechanism else None)
+
+    @property
     def may_log_in(self) -> bool:
         """Whether a login is possible now: inside TLS, or in the owner's lab (RFC 6120 §13.3)."""
         return self.transport.secure or self.transport.lab
@@ -5694,8 +5842,16 @@ class ClientStream(Stream):
 
     def _stanza_before_binding(self, stanza: Stanza) -> None:
         """Only requests of the place `stream` are heard (bind, iq:auth, register); RFC 6120 §4.3.5, §7.1."""
-        if stanza.tag != IQ or not self.server.answer_before_binding(self, stanza):
+        if stanza.tag != IQ or not self._is_for_server(stanza) or not self.server.answer_before_binding(self, stanza):
             raise StreamError("not-authorized")
+
+    def _is_for_server(self, stanza: Stanza) -> bool:
+        """Whether a stanza is addressed to the server or the client's own account; no `to` means just that."""
+        to = stanza.get("to")
+        try:
+            return not to or JID.parse(to) in (JID("", self.host, ""), self.owner)
+        except StanzaError:
+            return False
 
     # -- STARTTLS (RFC 6120 §5)
 
@@ -5772,47 +5928,61 @@ class ClientStream(Stream):
         try:
             step()
         except SASLError as error:
+            account = str(self._mechanism.account) if self._mechanism is not None else ""
             self._mechanism = None
             self.sasl_has_failed = True
-            self.login_failed()
-            self._send_failure(error)
-            if error.condition == "encryption-required":
-                raise StreamError("policy-violation", "STARTTLS comes first") from None
-            if self.failed_logins >= self.server.config.limits.sasl_failures:
-                raise StreamError("policy-violation", "too many failed logins") from None  # §6.4.5
+            self.login_failed(account)
+            self._wait(self.server.guard.delay(account), functools.partial(self._refuse_login, error))
 
-    def login_failed(self) -> None:
-        """Count a failed attempt, for this stream and for the peer's address."""
+    def _refuse_login(self, error: SASLError) -> None:
+        self._send_failure(error)
+        if error.condition == "encryption-required":
+            raise StreamError("policy-violation", "STARTTLS comes first")
+        if self.failed_logins >= self.server.config.limits.sasl_failures:
+            raise StreamError("policy-violation", "too many failed logins")  # §6.4.5
+
+    def login_failed(self, account: str) -> None:
+        """Count a failed attempt, for this stream, the peer's address, and the account that was meant."""
         self.failed_logins += 1
-        self.server.guard.count(self.transport.peer)
+        self.server.guard.count(self.transport.peer, account)
 
     def _take(self, step: Step) -> None:
         if isinstance(step, Challenge):
             self.send_element(E(SASL("challenge"), None, encode_base64(step.data)))
         elif isinstance(step, Success):
-            self._succeed(step)
+            self._wait(self.server.guard.delay(str(step.username)), functools.partial(self._succeed, step))
         else:
             self.wait_for(step.function, *step.args, then=lambda result: self._login(
                 lambda: self._take(step.then(result))))  # fmt: skip
 
     def wait_for(self, function: Callable[..., Any], *args: Any, then: Callable[[Any], None]) -> None:
         """Run `function(*args)` in a worker, then `then(result)`; the stream stands still meanwhile."""
-        self.paused = True
-        self.transport.pause()
-
-        def resume(step: Callable[[], None]) -> None:
-            if self.state is not StreamState.CLOSED:
-                self.paused = False
-                self.transport.resume()
-                self.attempt(step)
-                self.process()
+        self._stand_still()
 
         def give_up(error: BaseException) -> None:
             log.error("%s: unexpected error in a worker", self, exc_info=error)
-            resume(lambda: self.fail(StreamError("internal-server-error")))
+            self._go_on(lambda: self.fail(StreamError("internal-server-error")))
 
         self.server.loop.offload(
-            function, *args, then=lambda result: resume(lambda: then(result)), failed=give_up)  # fmt: skip
+            function, *args, then=lambda result: self._go_on(lambda: then(result)), failed=give_up)  # fmt: skip
+
+    def _wait(self, seconds: float, step: Callable[[], None]) -> None:
+        """Take a step of the protocol later; the stream stands still meanwhile."""
+        if not seconds:
+            return step()
+        self._stand_still()
+        self.server.loop.call_later(seconds, lambda: self._go_on(step))
+
+    def _stand_still(self) -> None:
+        self.paused = True
+        self.transport.pause()
+
+    def _go_on(self, step: Callable[[], None]) -> None:
+        if self.state is not StreamState.CLOSED:
+            self.paused = False
+            self.transport.resume()
+            self.attempt(step)
+            self.process()
 
     def _succeed(self, step: Success) -> None:
         self._mechanism = None
@@ -5827,6 +5997,11 @@ class ClientStream(Stream):
         self.send_element(E(SASL("failure"), None, E(SASL(error.condition)), text))
 
     # -- the life of the session
+
+    def peer_failed(self, element: Element) -> None:
+        """`<stream:error/>`: the peer ends the stream, and so do we (§4.9.1.1); its names may be RFC 3920's."""
+        log.info("%s: ended by the client with %s", self, ", ".join(local_name(child.tag) for child in element))
+        self.close()
 
     def bound(self, session: Session) -> None:
         """A resource is bound: from here on stanzas belong to `session` (RFC 6120 §7)."""
@@ -5867,6 +6042,7 @@ class ClientStream(Stream):
 
 NEGOTIATION: Mapping[str, tuple[StreamState | None, Callable[[ClientStream, Element], None]]] = {
     TLS("starttls"): (None, ClientStream.start_tls),  # refused by its own failure when it comes too late (§5.3.4)
+    STREAMS("error"): (None, ClientStream.peer_failed),
     SASL("auth"): (StreamState.OPEN, ClientStream.authenticate),
     SASL("response"): (StreamState.OPEN, ClientStream.respond),
     SASL("abort"): (StreamState.OPEN, ClientStream.abort),
@@ -5916,10 +6092,44 @@ class TokenBucket:
         self._at = now
         return max(0.0, -self._level / self.rate)
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing could be taken now without waiting."""
-        return bool(self.rate) and self._level + (self._now() - self._at) * self.rate < 1
+    def wait(self) -> float:
+        """Return the seconds until one token is there to be taken."""
+        if not self.rate:
+            return 0.0
+        return max(0.0, (1 - self._level) / self.rate - (self._now() - self._at))
+
+
+class Allowances:
+    """So much per minute for each of many: addresses, accounts. Those not heard of for longest are forgotten."""
+
+    MAX_KEYS: ClassVar[int] = 10_000  # each takes some 300 bytes
+
+    def __init__(self, per_minute: float, now: Callable[[], float]) -> None:
+        self.per_minute = per_minute
+        self._now = now
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def wait(self, key: str) -> float:
+        """Return the seconds that `key` has to wait for its next one."""
+        bucket = self._buckets.get(key)
+        return 0.0 if bucket is None else bucket.wait()
+
+    def take(self, key: str) -> None:
+        """Count one for `key`, also when its allowance is used up."""
+        if key not in self._buckets:
+            self._buckets[key] = TokenBucket(self.per_minute / 60, self.per_minute, self._now)
+        self._buckets.move_to_end(key)
+        self._buckets[key].take(1)
+        if len(self._buckets) > self.MAX_KEYS:
+            self._buckets.popitem(last=False)
+
+
+def limited_address(peer: str) -> str:
+    """Return what limits per address go by: of IPv6 the network of 64 bits, since nobody gets less (RFC 6177 §2)."""
+    if ":" not in peer:
+        return peer
+    packed = socket.inet_pton(socket.AF_INET6, peer.partition("%")[0])
+    return socket.inet_ntop(socket.AF_INET6, packed[:8] + bytes(8))
 
 
 class Deflation:
@@ -5970,33 +6180,41 @@ def processing_failed() -> StreamError:
 
 
 class LoginGuard:
-    """Slows down password guessing: so many failed logins per minute and address, then all must wait.
+    """Slows down password guessing: so many failed logins per minute, from one address and for one account.
 
-    Only failures count, so a household of phones behind one address may all reconnect at
-    once (strict limits on logins are known to lock out iOS clients).
+    An address that has used them up is refused for a while. An account is not, or
+    anybody could lock its owner out: answers just come later, the good news like the bad,
+    since else a guesser would know by the silence. Only failures count, so a household of
+    phones behind one address may all reconnect at once (strict limits on logins are known
+    to lock out iOS clients).
     """
 
-    MAX_ADDRESSES: ClassVar[int] = 10_000  # remembered at most; the oldest are forgotten
+    MAX_DELAY: ClassVar[float] = 10.0  # seconds; clients give a login up after 20 to 30
 
     def __init__(self, per_minute: float, now: Callable[[], float]) -> None:
-        self.per_minute = per_minute
-        self._now = now
-        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._addresses = Allowances(per_minute, now)
+        self._accounts = Allowances(per_minute, now)
 
     def check(self, peer: str) -> None:
         """Raise `SASLError("temporary-auth-failure")` when `peer` has failed too often of late."""
-        bucket = self._buckets.get(peer)
-        if bucket is not None and bucket.empty:
+        if self._addresses.wait(limited_address(peer)):
             raise SASLError("temporary-auth-failure", "too many failed logins from your address: wait a minute")
 
-    def count(self, peer: str) -> None:
-        """Count a failed login from `peer`."""
-        if peer not in self._buckets:
-            self._buckets[peer] = TokenBucket(self.per_minute / 60, self.per_minute, self._now)
-        self._buckets.move_to_end(peer)
-        self._buckets[peer].take(1)
-        if len(self._buckets) > self.MAX_ADDRESSES:
-            self._buckets.popitem(last=False)
+    def count(self, peer: str, account: str = "") -> None:
+        """Count a failed login from `peer`, as `account` if it came that far.
+
+        Who is being refused or delayed already gets no deeper into debt: a client that
+        tries again and again with an old password must not shut out its household for hours.
+        """
+        address = limited_address(peer)
+        if not self._addresses.wait(address):
+            self._addresses.take(address)
+        if account and self.delay(account) < self.MAX_DELAY:
+            self._accounts.take(account)
+
+    def delay(self, account: str) -> float:
+        """Return by how many seconds the answer to a login as `account` has to be delayed."""
+        return min(self.MAX_DELAY, self._accounts.wait(account))
 
 
 class Connection:
@@ -6055,7 +6273,9 @@ class Connection:
             self._flush_planned = True
             self.network.loop.run_last(self.flush)
         if self._size > self.network.config.limits.unread:
-            self._overflow()
+            log.info("%s: ended, %d bytes unread", self._stream, self._size)
+            self._closing = True  # nothing can be said any more, not even why (threat S11)
+            self.network.loop.run_last(self.abort)  # not here: whoever writes may be in the middle of something
 
     def compress(self) -> None:
         """Compress from here on, in both directions."""
@@ -6116,10 +6336,6 @@ class Connection:
         elif self._closing:
             self._say_goodbye()
 
-    def _overflow(self) -> None:
-        """The peer doesn't read: nothing can be said to it any more, not even why (threat S11)."""
-        log.info("%s: ended, %d bytes unread", self._stream, self._size)
-        self._lost(None)
 
     # -- input
 
@@ -6146,7 +6362,7 @@ class Connection:
         except OSError as error:
             return self._lost(error)
         if not data:
-            return self._lost(None)
+            return self._hung_up()
         delay = self._bucket.take(len(data))
         if delay > 0:
             self.pause()
@@ -6209,7 +6425,6 @@ class Connection:
         self._begin_handshake()
 
     def _begin_handshake(self) -> None:
-        self._paused = 0
         self._wait_for(0)
         context = self.network.certificates.context(self._tls_host)
         try:
@@ -6234,7 +6449,9 @@ class Connection:
             return self._lost(error)  # no closing tag may follow a failed handshake (RFC 6120 §5.4.3.2)
         self.secure = True
         self._step = self._read
-        self._wait_for(selectors.EVENT_READ)
+        if self._tls_host:
+            self._paused -= 1  # by `start_tls`
+        self._watch()
         assert isinstance(self._stream, ClientStream)
         self._stream.tls_established()
         if self._socket.pending():
@@ -6255,38 +6472,53 @@ class Connection:
     # -- the end
 
     def close(self) -> None:
-        """Send what is written, then end the connection politely."""
+        """Send what is written, then end the connection politely; at once if TLS is just being negotiated."""
         if self._closed or self._closing:
             return
         self._closing = True
-        self._timer = self.network.loop.call_later(CLOSE_TIMEOUT, lambda: self._lost(None))
+        if self._step == self._handshake or (self._tls_host and not self.secure):
+            return self.network.loop.run_last(self.abort)  # no closing tag could be read (RFC 6120 §5.4.3.2)
+        self._timer = self.network.loop.call_later(CLOSE_TIMEOUT, self.abort)
         if not self._flush_planned:
             self._flush_planned = True
             self.network.loop.run_last(self.flush)
 
     def _say_goodbye(self) -> None:
-        """close_notify, FIN, and then wait for the peer to do the same; what it still says is not heard."""
+        """close_notify, FIN, and then wait for the peer to do the same; what it still says is not heard.
+
+        But it is read: else the kernel would answer it with a reset, which may overtake our
+        last words.
+        """
         self._step = self._await_goodbye
         self._wait_for(selectors.EVENT_READ)
-        self._await_goodbye()
-        if not self._closed:
+        self._notify_of_close()
+        try:
+            # not SSLSocket.shutdown, which would forget TLS and with it the peer's close_notify
+            socket.socket.shutdown(self._socket, socket.SHUT_WR)
+        except OSError as error:
+            self._lost(error)
+
+    def _notify_of_close(self) -> None:
+        """Send TLS's own goodbye; the peer's is not waited for here."""
+        if isinstance(self._socket, ssl.SSLSocket):
             try:
-                # not SSLSocket.shutdown, which would forget TLS and with it the peer's close_notify
-                socket.socket.shutdown(self._socket, socket.SHUT_WR)
-            except OSError as error:
-                self._lost(error)
+                self._socket.unwrap()
+            except (OSError, ValueError):  # there is none yet, or never will be
+                pass
 
     def _await_goodbye(self) -> None:
         try:
-            if self.secure and isinstance(self._socket, ssl.SSLSocket):
-                self._socket = self._socket.unwrap()  # a plain socket again
-                self.secure = False
             if not self._socket.recv(READ_SIZE):
                 self._lost(None)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
         except OSError:
             self._lost(None)
+
+    def _hung_up(self) -> None:
+        """The peer has ended the connection, by close_notify or FIN, without closing its stream."""
+        self._notify_of_close()
+        self._lost(None)
 
     def abort(self) -> None:
         """End the connection at once."""
@@ -6378,6 +6610,7 @@ class Network:
         self.listeners: dict[tuple[str, Address], Listener] = {}  # by purpose and configured address
         self.waiting: set[Connection] = set()  # those whose output waits for the journal
         self._per_address: Counter[str] = Counter()
+        self._attempts = Allowances(config.limits.connections_per_minute, loop.now)
         self._handshakes = 0
         self._when_idle: Callable[[], None] | None = None
         storage.when_synced = self._synced
@@ -6391,15 +6624,24 @@ class Network:
         except OSError as error:
             raise ConfigError(f"cannot listen on {address}: {error.strerror}; {_listen_remedy(error)}") from None
 
+    def reconfigure(self, config: Config) -> None:
+        """Work with other limits from now on; connections that exist keep their rate."""
+        self.config = config
+        self._attempts = Allowances(config.limits.connections_per_minute, self.loop.now)
+
     def admit(self, listener: Listener, sock: socket.socket, peer: str) -> None:
-        """Take a new connection, unless its address has too many already."""
-        limit = self.config.limits.connections_per_address
-        if limit and self._per_address[peer] >= limit:
-            log.info("refused a connection from %s: it has %d already", peer, limit)
+        """Take a new connection, unless its address has too many already, or makes too many (RFC 6120 §13.12)."""
+        address, limits = limited_address(peer), self.config.limits
+        if limits.connections_per_address and self._per_address[address] >= limits.connections_per_address:
+            log.info("refused a connection from %s: it has %d already", peer, limits.connections_per_address)
+            return sock.close()
+        if self._attempts.wait(address):
+            log.info("refused a connection from %s: more than %d per minute", peer, limits.connections_per_minute)
             return sock.close()
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # we write once per turn: nothing to wait for
-        self._per_address[peer] += 1
+        self._attempts.take(address)
+        self._per_address[address] += 1
         connection = Connection(self, sock, peer, lab=listener.lab)
         self.connections.add(connection)
         listener.accepted(connection)
@@ -6408,9 +6650,10 @@ class Network:
         """A connection is over."""
         self.connections.discard(connection)
         self.waiting.discard(connection)
-        self._per_address[connection.peer] -= 1
-        if self._per_address[connection.peer] <= 0:
-            del self._per_address[connection.peer]
+        address = limited_address(connection.peer)
+        self._per_address[address] -= 1
+        if self._per_address[address] <= 0:
+            del self._per_address[address]
         if self._when_idle is not None:
             self.loop.post(self._when_idle)
 
@@ -6535,11 +6778,13 @@ PresenceHandler = Callable[[Any, "Session", Stanza], None]
 SubscriptionHandler = Callable[[Any, JID, Stanza], None]
 ElementHandler = Callable[[Any, "ClientStream", Element], None]
 
-PLACES = ("stream", "self", "account", "server")
+PLACES = ("stream", "self", "account", "server", "rooms", "room")
 ASKERS = {
     "stream": "anybody",  # there is no account yet
     "self": "owner",
     "account": "local remote",
+    "rooms": "local remote",  # the rooms' domain itself
+    "room": "local remote",
     "server": "local",  # so that no other server reaches registration or commands by accident
 }
 
@@ -6671,6 +6916,12 @@ class Feature:
     def credentials_changed(self, owner: JID) -> None:
         """Event: the account has a new password."""
 
+    def shutting_down(self) -> None:
+        """Event: the server is about to end all streams."""
+
+    def reloaded(self) -> None:
+        """Event: the configuration has changed."""
+
     def disco_info(self, request: Iq, info: Element) -> None:
         """Event: add to a disco#info answer what can't be derived: identities, forms."""
 
@@ -6797,7 +7048,8 @@ class Session:
         self.priority = 0
         self.interested: set[str] = set()  # namespaces whose pushes it has asked for: the roster's, and others
         self.directed: dict[str, None] = {}  # who got directed presence (RFC 6121 §4.6), in order
-        self.left_by_itself = False  # the client has said unavailable; nobody has to say it for it
+        self.recipients: set[JID] = set()  # whom it has written to in this minute, as bare JIDs
+        self.recipients_until = 0.0  # when that minute ends, by the loop's clock
 
     def send(self, stanza: Stanza) -> None:
         """Send a stanza to the client, unless a filter has another idea."""
@@ -6807,6 +7059,11 @@ class Session:
                 return
             stanza = filtered
         self.stream.send(stanza)
+
+
+def has_directed(session: Session | None, other: JID) -> bool:
+    """Whether the session has sent directed presence to `other`, or to all resources of its account (RFC 6121 §4.6)."""
+    return session is not None and (str(other) in session.directed or str(other.bare) in session.directed)
 
 
 class Domain(Protocol):
@@ -6822,23 +7079,25 @@ class Domain(Protocol):
 class Case(Enum):
     """The situation of the address (RFC 6121 §8.5.1 to §8.5.3)."""
 
-    NOBODY = "there is no such account"
+    NOBODY = "bare JID, there is no such account"
     BARE = "bare JID, somebody available"
     BARE_AWAY = "bare JID, nobody available (for messages: nobody whose priority is not negative)"
     FULL = "full JID of a connected resource"
-    FULL_GONE = "full JID of no connected resource"
+    FULL_GONE = "full JID of no connected resource, whether there is such an account or not"
 
 
 class Fate(Enum):
     """What becomes of the stanza; each is a method of `Host`."""
 
     DELIVER = "to the resource addressed"
+    PASS = "to the resource addressed, if the asker may know of it, else refused"
     BEST = "to the resources with the highest priority"
     EVERY = "to all available resources whose priority is not negative"
     AVAILABLE = "to all available resources"
     AS_BARE = "as if it were sent to the bare JID"
-    KEEP = "to whoever keeps messages for later, else refused"
+    KEEP = "to whoever keeps messages for later, else service-unavailable to those in the roster, silence to strangers"
     ANSWER = "answered by the server on behalf of the account"
+    TAKE = "taken by the server if it has asked on behalf of the account"
     SUBSCRIBE = "to the rules of subscriptions (RFC 6121 §3)"
     REFUSE = "service-unavailable"
     DECLINE = "service-unavailable to those who may see the account's presence, silence to strangers"
@@ -6848,7 +7107,9 @@ class Fate(Enum):
 NOBODY, BARE, BARE_AWAY, FULL, FULL_GONE = Case
 FATES: Mapping[str, Mapping[Case, Fate]] = {
     # Silence for messages to nobody: an error would tell strangers which accounts there
-    # are, since for one that is only away the message is kept without a word (§8.5.1).
+    # are, since for one that is only away the message is kept without a word (§8.5.1). For
+    # the same reason nobody's full JID has no column of its own: it is that of a resource
+    # which is gone, and in that column nothing depends on the account but for its contacts.
     "message normal": {NOBODY: Fate.IGNORE, BARE: Fate.BEST, BARE_AWAY: Fate.KEEP, FULL: Fate.DELIVER,
                        FULL_GONE: Fate.DECLINE},
     "message chat": {NOBODY: Fate.IGNORE, BARE: Fate.BEST, BARE_AWAY: Fate.KEEP, FULL: Fate.DELIVER,
@@ -6861,17 +7122,17 @@ FATES: Mapping[str, Mapping[Case, Fate]] = {
                       FULL_GONE: Fate.IGNORE},
     "presence available": {NOBODY: Fate.IGNORE, BARE: Fate.AVAILABLE, BARE_AWAY: Fate.IGNORE, FULL: Fate.DELIVER,
                            FULL_GONE: Fate.IGNORE},
-    "presence subscribe": {NOBODY: Fate.SUBSCRIBE, BARE: Fate.SUBSCRIBE, BARE_AWAY: Fate.SUBSCRIBE,
+    "presence subscribe": {NOBODY: Fate.IGNORE, BARE: Fate.SUBSCRIBE, BARE_AWAY: Fate.SUBSCRIBE,
                            FULL: Fate.SUBSCRIBE, FULL_GONE: Fate.SUBSCRIBE},
     "presence subscribed": {NOBODY: Fate.IGNORE, BARE: Fate.SUBSCRIBE, BARE_AWAY: Fate.SUBSCRIBE,
                             FULL: Fate.SUBSCRIBE, FULL_GONE: Fate.IGNORE},
     "presence probe": {NOBODY: Fate.SUBSCRIBE, BARE: Fate.SUBSCRIBE, BARE_AWAY: Fate.SUBSCRIBE,
                        FULL: Fate.SUBSCRIBE, FULL_GONE: Fate.SUBSCRIBE},
-    "presence error": {NOBODY: Fate.IGNORE, BARE: Fate.IGNORE, BARE_AWAY: Fate.IGNORE, FULL: Fate.DELIVER,
+    "presence error": {NOBODY: Fate.IGNORE, BARE: Fate.SUBSCRIBE, BARE_AWAY: Fate.SUBSCRIBE, FULL: Fate.DELIVER,
                        FULL_GONE: Fate.IGNORE},
-    "iq request": {NOBODY: Fate.ANSWER, BARE: Fate.ANSWER, BARE_AWAY: Fate.ANSWER, FULL: Fate.DELIVER,
-                   FULL_GONE: Fate.REFUSE},
-    "iq reply": {NOBODY: Fate.IGNORE, BARE: Fate.IGNORE, BARE_AWAY: Fate.IGNORE, FULL: Fate.DELIVER,
+    "iq request": {NOBODY: Fate.ANSWER, BARE: Fate.ANSWER, BARE_AWAY: Fate.ANSWER, FULL: Fate.PASS,
+                   FULL_GONE: Fate.PASS},
+    "iq reply": {NOBODY: Fate.IGNORE, BARE: Fate.TAKE, BARE_AWAY: Fate.TAKE, FULL: Fate.DELIVER,
                  FULL_GONE: Fate.IGNORE},
 }  # fmt: skip
 
@@ -6880,6 +7141,9 @@ SECTIONS: Mapping[str, Mapping[Case, str]] = {  # of RFC 6121: where each column
     "presence": {NOBODY: "8.5.1", BARE: "8.5.2.1.2", BARE_AWAY: "8.5.2.2.2", FULL: "8.5.3.1", FULL_GONE: "8.5.3.2.2"},
     "iq": {NOBODY: "8.5.1", BARE: "8.5.2.1.3", BARE_AWAY: "8.5.2.2.3", FULL: "8.5.3.1", FULL_GONE: "8.5.3.2.3"},
 }
+
+ROSTER_PUSH = ("set", ROSTER("query"))  # forbidden to others by RFC 6121 §2.3.3
+LAST_QUESTION = ("get", LAST_ACTIVITY("query"))  # by XEP-0012 §4, to those who don't see the presence
 
 KINDS: Mapping[tuple[str, str], str] = {
     ("message", "normal"): "message normal",
@@ -6917,12 +7181,14 @@ class Host:
         self.name = name
         self._methods: dict[Fate, Callable[[Stanza, JID, Sequence[Session]], None]] = {
             Fate.DELIVER: self._deliver,
+            Fate.PASS: self._pass,
             Fate.BEST: self._deliver_to_best,
             Fate.EVERY: self._deliver_to_every,
             Fate.AVAILABLE: self._deliver_to_available,
             Fate.AS_BARE: self._deliver_as_bare,
             Fate.KEEP: self._keep,
             Fate.ANSWER: self._answer,
+            Fate.TAKE: lambda stanza, to, sessions: self.server.answered(stanza),
             Fate.SUBSCRIBE: self._subscribe,
             Fate.REFUSE: self._refuse,
             Fate.DECLINE: self._decline,
@@ -6943,7 +7209,7 @@ class Host:
         if self.server.trace is not None:
             section = SECTIONS[kind.split()[0]][case]
             self.server.trace.decided(f"RFC 6121 §{section}: {case.value}: {fate.value}")
-        if case is not NOBODY and fate is not Fate.IGNORE:
+        if fate is not Fate.IGNORE and self._exists(owner):
             for arriving in self.server.registry.arriving:
                 filtered = arriving(owner, stanza)
                 if filtered is None:
@@ -6952,18 +7218,33 @@ class Host:
         self._methods[fate](stanza, to, sessions)
 
     def _case(self, kind: str, to: JID, sessions: Sequence[Session]) -> Case:
-        if not sessions and to.bare not in self.server.accounts:
-            return NOBODY
         if to.resource:
             return FULL if any(session.jid == to for session in sessions) else FULL_GONE
+        if not self._exists(to):
+            return NOBODY
         if kind.startswith("message"):
             return BARE if any(s.presence is not None and s.priority >= 0 for s in sessions) else BARE_AWAY
         return BARE if any(s.presence is not None for s in sessions) else BARE_AWAY
+
+    def _exists(self, owner: JID) -> bool:
+        return owner in self.server.accounts
 
     # -- fates
 
     def _deliver(self, stanza: Stanza, to: JID, sessions: Sequence[Session]) -> None:
         session = next(session for session in sessions if session.jid == to)
+        session.send(stanza)
+
+    def _pass(self, stanza: Stanza, to: JID, sessions: Sequence[Session]) -> None:
+        """§8.5.3.1: a stranger gets the very error that the bare JID would give (RFC 6120 §13.10.2)."""
+        asker, question = JID.parse(stanza.get("from", "")), (stanza.get("type"), stanza[0].tag)
+        session = self.server.session(to)
+        if question == ROSTER_PUSH:
+            raise StanzaError("forbidden")  # only one's own server sends those (CVE-2015-8688)
+        if not (self.server.sees(asker, to.bare) or has_directed(session, asker) or str(asker) in self.server.config.hosts):
+            raise StanzaError("forbidden" if question == LAST_QUESTION else "service-unavailable")
+        if session is None:
+            raise StanzaError("service-unavailable")
         session.send(stanza)
 
     def _deliver_to_best(self, stanza: Stanza, to: JID, sessions: Sequence[Session]) -> None:
@@ -6993,7 +7274,8 @@ class Host:
             if left is None:
                 return
             stanza = left
-        raise StanzaError("service-unavailable")
+        if self.server.knows(JID.parse(stanza.get("from", "")), to.bare):
+            raise StanzaError("service-unavailable")
 
     def _answer(self, stanza: Stanza, to: JID, sessions: Sequence[Session]) -> None:
         sender = JID.parse(stanza.get("from", ""))
@@ -7117,21 +7399,24 @@ class Server:
         self.accounts[owner] = {**self.accounts[owner], "credentials": dict(credentials)}
         for event in self.registry.listeners("credentials_changed"):
             event(owner)
-        for session in self.sessions(owner):
-            if session is not changer:
-                session.stream.fail(StreamError("reset", "the password has changed"))  # §4.9.3.16
+        self._end_streams(owner, changer, StreamError("reset", "the password has changed"))  # §4.9.3.16
 
     def remove_account(self, owner: JID, changer: Session | None = None) -> None:
         """Remove an account and everything of it; its sessions end with not-authorized (XEP-0077 §3.2).
 
         The session of the `changer` stays, to hear that it is done; its stream is the caller's to end.
         """
+        self.storage.check()
+        self._end_streams(owner, changer, StreamError("not-authorized", "the account is gone"))
         for event in reversed(self.registry.listeners("account_removed")):
             event(owner)
-        for session in self.sessions(owner):
-            if session is not changer:
-                session.stream.fail(StreamError("not-authorized", "the account is gone"))
         self.storage.remove_owner(owner)
+
+    def _end_streams(self, owner: JID, changer: Session | None, error: StreamError) -> None:
+        """End all streams of an account but the changer's, those too that are only logging in (threat S33)."""
+        for stream in list(self.streams):
+            if stream.account == owner and (changer is None or stream is not changer.stream):
+                stream.fail(error)
 
     def sees(self, viewer: JID, owner: JID) -> bool:
         """Whether `viewer` may know about `owner`'s presence: it is the owner, or subscribed (RFC 6121 §8.1)."""
@@ -7139,6 +7424,11 @@ class Server:
             return True
         item = self.rosters.item(owner, str(viewer.bare))
         return item is not None and item.get("subscription") in ("from", "both")
+
+    def knows(self, other: JID, owner: JID) -> bool:
+        """Whether `other` may learn that the account `owner` exists: it is in its roster (RFC 6121 §8.1)."""
+        item = self.rosters.item(owner, str(other.bare))
+        return other.bare == owner or (item is not None and item["subscription"] != "remove")
 
     # -- sessions
 
@@ -7180,12 +7470,12 @@ class Server:
     def session_ended(self, session: Session) -> None:
         """The session's stream is gone: everybody who knew of it has to hear (RFC 6121 §4.5)."""
         log.info("%s: session ends", session.full)
-        for event in reversed(self.registry.listeners("session_ended")):
-            event(session)
         sessions = self._sessions[session.bare]
-        sessions.remove(session)
+        sessions.remove(session)  # first: what is said in consequence must not be sent there
         if not sessions:
             del self._sessions[session.bare]
+        for event in reversed(self.registry.listeners("session_ended")):
+            event(session)
 
     # -- from a client
 
@@ -7193,6 +7483,8 @@ class Server:
         """Take a stanza that a client hands in; errors go back to it. Raises StreamError."""
         self._stamp(session, stanza)
         try:
+            if self.config.limits.recipients_per_minute:
+                self._check_recipient(session, stanza.get("to"))
             for sending in self.registry.sending:
                 filtered = sending(session, stanza)
                 if filtered is None:
@@ -7200,7 +7492,7 @@ class Server:
                 stanza = filtered
             if stanza.tag == MESSAGE:
                 to = stanza.get("to")
-                self.route(stanza, JID.parse(to) if to else session.bare)  # RFC 6120 §10.3.1
+                self.route(stanza, session.bare if to is None else JID.parse(to))  # RFC 6120 §10.3.1
             elif stanza.tag == PRESENCE:
                 self._receive_presence(session, stanza)
             else:
@@ -7227,27 +7519,35 @@ class Server:
         if session.stream.lang and XML_LANG not in stanza.attrib:
             stanza.set(XML_LANG, session.stream.lang)  # §4.7.4
 
+    def _check_recipient(self, session: Session, to: str | None) -> None:
+        """RFC 6120 §13.12: refuse a client that writes to too many different addresses; they count as bare JIDs."""
+        recipient = JID.parse(to).bare if to else session.bare
+        if recipient in session.recipients:
+            return
+        if self.loop.now() >= session.recipients_until:
+            session.recipients.clear()
+            session.recipients_until = self.loop.now() + 60
+        if len(session.recipients) >= self.config.limits.recipients_per_minute:
+            raise StanzaError("policy-violation", "too many recipients: wait a minute", kind="wait")
+        session.recipients.add(recipient)
+
     def _receive_presence(self, session: Session, stanza: Stanza) -> None:
-        type = stanza.get("type")
-        if type in (None, "unavailable"):
-            type = "directed" if stanza.get("to") else type or "available"
-        handler = self.registry.presences.get(type or "")
-        if handler is None:
+        kind, type = kind_of(stanza), stanza.get("type", "available")
+        if not kind:
             raise StanzaError("bad-request", "unknown type of presence")  # RFC 6121 §4.7.1
-        handler(session, stanza)
+        if kind == "presence available" and stanza.get("to") is not None:
+            type = "directed"
+        self.registry.presences[type](session, stanza)
 
     def _receive_iq(self, session: Session, stanza: Stanza) -> None:
         check_iq(stanza)
         to = stanza.get("to")
-        if stanza.get("type") in ("result", "error"):
-            if to and JID.parse(to) != session.bare:
-                self.route(stanza, JID.parse(to))
-            else:
-                self.answered(stanza)
-        elif to:
+        if to is not None:
             self.route(stanza, JID.parse(to))
-        else:
+        elif stanza.get("type") in ("get", "set"):
             self.answer(stanza, session.jid, "self", session.bare)  # RFC 6120 §10.3.3
+        else:
+            self.answered(stanza)
 
     # -- on its way
 
@@ -7439,8 +7739,9 @@ class Server:
     def reload(self, config: Config) -> None:
         """Work with another configuration from now on; nobody is disconnected, except from domains that are gone."""
         assert self.network is not None
-        self.config = self.network.config = config
-        self.guard.per_minute = config.limits.logins_per_minute
+        self.config = config
+        self.network.reconfigure(config)
+        self.guard = LoginGuard(config.limits.logins_per_minute, self.loop.now)
         for name in config.hosts:
             self.domains.setdefault(name, Host(self, name))
         for stream in list(self.streams):
@@ -7449,6 +7750,8 @@ class Server:
         for name in [name for name, domain in self.domains.items()
                      if isinstance(domain, Host) and name not in config.hosts]:  # fmt: skip
             del self.domains[name]
+        for event in self.registry.listeners("reloaded"):
+            event()
         wanted = {(purpose, address) for purpose in LISTENERS for address in getattr(config.listen, purpose)}
         self.network.close_listeners(lambda key: key not in wanted)
         self.listen()
@@ -7458,6 +7761,8 @@ class Server:
         assert self.network is not None
         network = self.network
         network.close_listeners()
+        for event in self.registry.listeners("shutting_down"):
+            event()
         for stream in list(self.streams):
             stream.fail(StreamError("system-shutdown"))  # RFC 6120 §4.9.3.20
         network.when_idle(done, SHUTDOWN_TIMEOUT)
@@ -7485,6 +7790,7 @@ class Server:
 # -- the roster
 
 FORGETFUL_AFTER = 50  # removed contacts remembered per roster, so that returning clients hear of their removal
+VERSION_STEP = 1_000_000  # microseconds: versions advance by a random part of it where the clock doesn't
 
 
 class Roster(Feature):
@@ -7520,7 +7826,7 @@ class Roster(Feature):
         changes = None if known is None else self._changes_since(owner, known)
         if changes is None:
             items = [roster_item(contact, item) for contact, item in self.contacts(owner)]
-            return E(ROSTER("query"), {"ver": str(self.version(owner))}, *items)
+            return roster_query(self.version(owner), *items)
         for contact, item in changes:
             request.afterwards(functools.partial(self._push_to, session, contact, item))
         return None
@@ -7543,7 +7849,7 @@ class Roster(Feature):
             raise StanzaError("bad-request", "a roster set has exactly one item")
         item = request.payload[0]
         contact = JID.parse(item.get("jid") or _missing("jid"))
-        if contact == request.owner:
+        if contact.bare == request.owner:
             raise StanzaError("not-allowed", "nobody is their own contact")
         if item.get("subscription") == "remove":
             self._remove(request, contact)
@@ -7558,7 +7864,7 @@ class Roster(Feature):
 
     def _update(self, owner: JID, contact: JID, item: Element) -> None:
         """§2.4: name and groups are replaced; subscription, ask and approved are not the client's to say."""
-        groups = [group.text or "" for group in item.iter(ROSTER("group"))]
+        groups = [group.text or "" for group in item.findall(ROSTER("group"))]
         name = item.get("name", "")
         limits = self.server.config.limits
         if len(set(groups)) != len(groups):
@@ -7593,7 +7899,7 @@ class Roster(Feature):
                 yield contact, item
 
     def version(self, owner: JID) -> int:
-        """Return the version of the roster: microseconds since 1970 of its last change, and never again an old one."""
+        """Return the version of the roster: microseconds since 1970 of its last change, mostly."""
         return max((item["ver"] for item in self.server.rosters.items(owner).values()), default=0)
 
     def change(self, owner: JID, contact: JID, **changes: Any) -> None:
@@ -7602,20 +7908,30 @@ class Roster(Feature):
         `name=""`, `groups=[]`, `ask=False` and `approved=False` take the field away;
         `subscription="remove"` the item. A new item begins with the subscription none.
         """
-        old = self.item(owner, contact)
-        limit = self.server.config.limits.roster_items
-        if old is None and len(self.server.rosters.items(owner)) >= limit + FORGETFUL_AFTER:
-            raise StanzaError("resource-constraint", f"a roster has room for {limit} contacts")
-        item = {"subscription": "none", **(old or {}), **changes}
+        item = {**(self.item(owner, contact) or self._new_item(owner)), **changes}
         item = {key: value for key, value in item.items() if value}
         if item["subscription"] == "remove":
             item = {"subscription": "remove"}
-        item["ver"] = max(time.time_ns() // 1000, self.version(owner) + 1)
+        item["ver"] = self._next_version(owner)
         self.server.rosters.put(owner, str(contact), item)
         self._forget_removals(owner)
-        self.push(owner, str(contact), item)
+        self.server.push(owner, ROSTER, roster_query(item["ver"], roster_item(str(contact), item)))
         for event in self.server.registry.listeners("roster_changed"):
             event(owner, contact)
+
+    def _new_item(self, owner: JID) -> Mapping[str, Any]:
+        limit = self.server.config.limits.roster_items
+        if sum(1 for _contact in self.contacts(owner)) >= limit:
+            raise StanzaError("resource-constraint", f"a roster has room for {limit} contacts")
+        return {"subscription": "none"}
+
+    def _next_version(self, owner: JID) -> int:
+        """Return a version that there has never been, whatever a crash has taken and wherever the clock was set to.
+
+        A version that a client knows and we have lost must not come back for other content
+        (XEP-0237 §4.3). The clock sees to that; where it has been set back, chance does.
+        """
+        return max(time.time_ns() // 1000, self.version(owner) + 1 + secrets.randbelow(VERSION_STEP))
 
     def _forget_removals(self, owner: JID) -> None:
         items = self.server.rosters.items(owner)
@@ -7625,15 +7941,15 @@ class Roster(Feature):
             self.server.rosters.put(owner, contact, None)
             self.server.rosters.put(owner, "", {"subscription": "horizon", "ver": version})
 
-    def push(self, owner: JID, contact: str, item: Mapping[str, Any]) -> None:
-        """§2.1.6: one item, to every resource that has asked for the roster."""
-        query = E(ROSTER("query"), {"ver": str(item["ver"])}, roster_item(contact, item))
-        self.server.push(owner, ROSTER, query)
-
     def _push_to(self, session: Session, contact: str, item: Mapping[str, Any]) -> None:
         push = Stanza(IQ, {"type": "set", "id": secrets.token_urlsafe(9), "to": session.full})
-        push.add(E(ROSTER("query"), {"ver": str(item["ver"])}, roster_item(contact, item)))
+        push.add(roster_query(item["ver"], roster_item(contact, item)))
         session.send(push)
+
+
+def roster_query(version: int, *items: Element) -> Element:
+    """Build the `<query/>` of a roster result or push (RFC 6121 §2.1.4, §2.1.6)."""
+    return E(ROSTER("query"), {"ver": str(version)}, *items)
 
 
 def roster_item(contact: str, item: Mapping[str, Any]) -> Element:
@@ -7707,11 +8023,22 @@ class Subscriptions(Feature):
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.requests = server.storage.documents("requests")
+        self._tellers: Mapping[str, Callable[[JID, JID, Relation, Relation, Stanza], None]] = {
+            "subscribe": self._seek,
+            "unsubscribe": self._seek,
+            "subscribed": self._allow,
+            "unsubscribed": self._deny,
+        }
 
     @property
     def roster(self) -> Roster:
         """The rosters, whose items these rules change."""
         return self.server.registry.feature(Roster)
+
+    @property
+    def broadcast(self) -> PresenceBroadcast:
+        """Whoever shows presence to new subscribers and hides it from former ones."""
+        return self.server.registry.feature(PresenceBroadcast)
 
     def offer(self, stream: ClientStream) -> Element | None:
         """§3.4.1: pre-approval is supported."""
@@ -7723,77 +8050,69 @@ class Subscriptions(Feature):
         asked = self.requests.item(owner, str(contact)) is not None
         return Relation((item["subscription"], bool(item.get("ask")), asked))
 
+    def is_approved(self, owner: JID, contact: JID) -> bool:
+        """Return whether the owner has approved of the contact's next request in advance (§3.4)."""
+        return bool((self.roster.item(owner, contact) or {}).get("approved"))
+
     def _move(self, owner: JID, contact: JID, new: Relation, **changes: Any) -> None:
-        """Make `new` the state: drop an answered request, and change and push the item unless it is hidden (A.1)."""
+        """Make `new` the state: change and push the item where it shows (A.1), and drop a request that is answered."""
         subscription, ask, asked = new.value
+        if changes or self.relation(owner, contact).value[:2] != (subscription, ask):
+            self.roster.change(owner, contact, subscription=subscription, ask=ask, **changes)
         if not asked:
             self.requests.put(owner, str(contact), None)
-        item = self.roster.item(owner, contact)
-        shown = (item["subscription"], bool(item.get("ask"))) if item else ("none", False)
-        if shown != (subscription, ask) or changes:
-            self.roster.change(owner, contact, subscription=subscription, ask=ask, **changes)
 
     # -- what our user says
 
     @presence("subscribe unsubscribe subscribed unsubscribed")
     def tell(self, session: Session, stanza: Stanza) -> None:
-        """§3.1.2, §3.1.5, §3.2.2, §3.3.2: stamp the bare JID, change the state, push, route."""
+        """§3.1.2, §3.1.5, §3.2.2, §3.3.2: between bare JIDs, whatever the client has written."""
         owner, contact = session.bare, JID.parse(stanza.get("to") or _missing("to")).bare
         if contact == owner:
             raise StanzaError("not-allowed", "nobody subscribes to themselves")
-        if contact.domain not in self.server.domains:
-            raise StanzaError("remote-server-not-found")  # §3.1.2: before anything is changed
-        stanza.set("from", str(owner))
-        stanza.set("to", str(contact))
         type = stanza.attrib["type"]
+        if type == "subscribe" and contact.domain not in self.server.domains:
+            raise StanzaError("remote-server-not-found")  # §3.1.2: before anything is changed
         old = self.relation(owner, contact)
         new = OUTBOUND[type].get(old, old)
-        self._tellers[type](owner, contact, old, new, stanza)
+        self._tellers[type](owner, contact, old, new, stanza.addressed(to=str(contact), sender=str(owner)))
 
-    @property
-    def _tellers(self) -> Mapping[str, Callable[[JID, JID, Relation, Relation, Stanza], None]]:
-        return {"subscribe": self._ask, "unsubscribe": self._leave, "subscribed": self._allow,
-                "unsubscribed": self._deny}  # fmt: skip
-
-    def _ask(self, owner: JID, contact: JID, old: Relation, new: Relation, stanza: Stanza) -> None:
-        """§3.1.2. The state changes first: a contact here may allow it within this very call."""
+    def _seek(self, owner: JID, contact: JID, old: Relation, new: Relation, stanza: Stanza) -> None:
+        """§3.1.2, §3.3.2. The state changes first: a contact here answers within this very call."""
         self._move(owner, contact, new)
-        self.server.emit(stanza)
-
-    def _leave(self, owner: JID, contact: JID, old: Relation, new: Relation, stanza: Stanza) -> None:
-        """§3.3.2."""
-        self._move(owner, contact, new)
-        self.server.emit(stanza)
+        self.server.route(stanza, contact)
 
     def _allow(self, owner: JID, contact: JID, old: Relation, new: Relation, stanza: Stanza) -> None:
         """§3.1.5, or §3.4.2: what nobody has asked for is allowed in advance."""
         if new is not old:
             self._move(owner, contact, new)
             self.server.emit(stanza)
-            self.server.registry.feature(PresenceBroadcast).show(owner, contact)
-        elif old not in SEEING_US and not (self.roster.item(owner, contact) or {}).get("approved"):
+            self.broadcast.show(owner, contact)
+        elif old not in SEEING_US and not self.is_approved(owner, contact):
             self.roster.change(owner, contact, approved=True)
 
     def _deny(self, owner: JID, contact: JID, old: Relation, new: Relation, stanza: Stanza) -> None:
         """§3.2.2: who could see us sees us go first; an approval in advance is withdrawn in any state."""
-        approved = bool((self.roster.item(owner, contact) or {}).get("approved"))
         if old in SEEING_US:
-            self.server.registry.feature(PresenceBroadcast).hide(owner, contact)
+            self.broadcast.hide(owner, contact)
         if new is not old:
             self.server.emit(stanza)
-        if new is not old or approved:
-            self._move(owner, contact, new, **({"approved": False} if approved else {}))
+        withdrawn = {"approved": False} if self.is_approved(owner, contact) else {}
+        self._move(owner, contact, new, **withdrawn)
 
     def end_relation(self, owner: JID, contact: JID, item: Mapping[str, Any]) -> None:
         """§2.5.2: the item of a contact is gone; tell the contact what this ends."""
         if item["subscription"] in ("from", "both"):
-            self.server.registry.feature(PresenceBroadcast).hide(owner, contact)
+            self.broadcast.hide(owner, contact)
             self._emit("unsubscribed", owner, contact)
         if item["subscription"] in ("to", "both") or item.get("ask"):
             self._emit("unsubscribe", owner, contact)
 
-    def _emit(self, type: str, owner: JID, contact: JID) -> None:
-        self.server.emit(Stanza(PRESENCE, {"type": type, "from": str(owner), "to": str(contact)}))
+    def _emit(self, type: str, owner: JID, contact: JID, id: str | None = None) -> None:
+        stanza = Stanza(PRESENCE, {"type": type, "from": str(owner), "to": str(contact)})
+        if id is not None:
+            stanza.set("id", id)
+        self.server.emit(stanza)
 
     # -- what a contact says
 
@@ -7814,12 +8133,10 @@ class Subscriptions(Feature):
 
     def _hear_request(self, owner: JID, contact: JID, old: Relation, new: Relation, stanza: Stanza) -> None:
         """§3.1.3: answered by the server if it is allowed already, else kept and put before the user."""
-        if old in SEEING_US:
-            return self._emit("subscribed", owner, contact)
-        if (self.roster.item(owner, contact) or {}).get("approved"):
+        if old in SEEING_US or self.is_approved(owner, contact):
             self._move(owner, contact, OUTBOUND["subscribed"].get(new, new))
-            self._emit("subscribed", owner, contact)
-            return self.server.registry.feature(PresenceBroadcast).show(owner, contact)
+            self._emit("subscribed", owner, contact, stanza.get("id"))
+            return self.broadcast.show(owner, contact)  # also to who asks again: it has lost what it knew
         if new is old or len(self.requests.items(owner)) >= self.server.config.limits.requests:
             return
         self.requests.put(owner, str(contact), stanza.wire().decode())
@@ -7828,37 +8145,74 @@ class Subscriptions(Feature):
                 session.send(stanza)
 
     def _hear_answer(self, owner: JID, contact: JID, old: Relation, new: Relation, stanza: Stanza) -> None:
-        if old.value[:2] == new.value[:2]:  # only a request of the contact's is withdrawn (§3.3.3)
-            return self._move(owner, contact, new)
+        """§3.1.6, §3.2.3, §3.3.3: delivered before the push, so that clients know what the push is about."""
+        if self.roster.item(owner, contact) is None:
+            return self._move(owner, contact, new)  # §3.3.3: a stranger takes a request back; nobody hears of it
+        self._deliver(owner, stanza)
+        self._move(owner, contact, new)
+        if stanza.get("type") == "unsubscribe":
+            if old in SEEING_US:
+                self.broadcast.hide(owner, contact)
+            self._emit("unsubscribed", owner, contact)  # A.3.2
+
+    def _deliver(self, owner: JID, stanza: Stanza) -> None:
         for session in self.server.sessions(owner):
             if ROSTER in session.interested:
                 session.send(stanza)
-        self._move(owner, contact, new)
-        if old in SEEING_US and new not in SEEING_US:
-            self.server.registry.feature(PresenceBroadcast).hide(owner, contact)
-            self._emit("unsubscribed", owner, contact)
+
+    @subscription("error")
+    def hear_error(self, to: JID, stanza: Stanza) -> None:
+        """Errors for a bare JID answer a request or a probe; nothing else that can fail leaves from there.
+
+        §3.1.2: the user hears why a request has not arrived. RFC 3921 §5.1.3: a server of that
+        time that refuses a probe means `unsubscribed`. Clients don't speak for bare JIDs.
+        """
+        contact, error = JID.parse(stanza.get("from", "")), stanza.find(CLIENT("error"))
+        if contact.resource or error is None:
+            return
+        if self.relation(to, contact).value[1]:
+            self._deliver(to, stanza)
+        elif any(error.find(STANZA_ERRORS(condition)) is not None for condition in ("forbidden", "not-authorized")):
+            self.hear(to, Stanza(PRESENCE, {"type": "unsubscribed", "from": str(contact), "to": str(to)}))
 
     # -- events
 
     def presence_changed(self, session: Session, old: Stanza | None, new: Stanza | None) -> None:
-        """§3.1.3: requests are put before each resource that becomes available, until one answers."""
-        if old is None and new is not None:
-            for request in parse_elements(self.requests.items(session.bare).values()):
-                assert isinstance(request, Stanza)
-                session.send(request)
+        """§3.1.3: requests are put before each resource that becomes available, until one answers.
+
+        §3.1.2: ours that nobody has answered leave again; the first may have been lost.
+        """
+        if old is not None or new is None:
+            return
+        for request in parse_elements(self.requests.items(session.bare).values()):
+            assert isinstance(request, Stanza)
+            session.send(request)
+        for contact, item in list(self.roster.contacts(session.bare)):
+            if item.get("ask"):
+                self._emit("subscribe", session.bare, JID.parse(contact), secrets.token_urlsafe(9))
 
     def account_removed(self, owner: JID) -> None:
         """End every relation, or the next owner of the name would inherit them all."""
-        for contact, item in list(self.roster.contacts(owner)):
+        contacts = dict(self.roster.contacts(owner))
+        del self.server.rosters[owner]  # first, so that nothing below finds anything to answer for
+        for contact, item in contacts.items():
             self.end_relation(owner, JID.parse(contact), item)
         for contact in list(self.requests.items(owner)):
             self._emit("unsubscribed", owner, JID.parse(contact))
-        for other in list(self.server.rosters.owners(owner.domain)):
-            if (self.roster.item(other, owner) or {}).get("approved"):
-                self.roster.change(other, owner, approved=False)
+        for host in self.server.config.hosts:
+            for other in list(self.server.rosters.owners(host)):
+                self._forget(other, owner)
+
+    def _forget(self, owner: JID, gone: JID) -> None:
+        """Take back what `owner` has allowed to an account that is no more, even if the two halves disagreed."""
+        item = self.roster.item(owner, gone)
+        if item is not None and (item["subscription"] != "none" or item.get("ask") or item.get("approved")):
+            self.roster.change(owner, gone, subscription="none", ask=False, approved=False)
 
 
 # -- presence
+
+MAX_LAST_STATUS = 1000  # characters kept of the last goodbye; people write a line
 
 
 class PresenceBroadcast(Feature):
@@ -7891,7 +8245,6 @@ class PresenceBroadcast(Feature):
         old, session.presence, session.priority = session.presence, stanza, priority
         self._broadcast(session, stanza)
         if old is None:
-            session.left_by_itself = False
             self._introduce(session)
         for event in self.server.registry.listeners("presence_changed"):
             event(session, old, stanza)
@@ -7899,46 +8252,40 @@ class PresenceBroadcast(Feature):
     @presence("unavailable")
     def unavailable(self, session: Session, stanza: Stanza) -> None:
         """§4.5: the same audience, and all who got directed presence."""
-        old = session.presence
         self._leave(session, stanza)
         session.send(stanza.addressed(to=session.full))
-        for event in self.server.registry.listeners("presence_changed"):
-            event(session, old, None)
 
     def session_ended(self, session: Session) -> None:
         """§4.5.2: what the client had no time to say, its server says."""
-        if session.presence is not None or session.directed:
-            old = session.presence
-            self._leave(session, Stanza(PRESENCE, {"type": "unavailable", "from": session.full}))
-            for event in self.server.registry.listeners("presence_changed"):
-                event(session, old, None)
+        self._leave(session, Stanza(PRESENCE, {"type": "unavailable", "from": session.full}))
 
     def _leave(self, session: Session, stanza: Stanza) -> None:
-        was_available = session.presence is not None
-        session.presence, session.priority = None, 0
-        told = set()
-        if was_available:
-            told = self._broadcast(session, stanza)
-            if not any(other.presence is not None for other in self.server.sessions(session.bare)):
-                self._note_last(session.bare, child_text(stanza, CLIENT("status")))
+        old, session.presence, session.priority = session.presence, None, 0
         directed, session.directed = session.directed, {}
+        told = set() if old is None else self._broadcast(session, stanza)
         for address in directed:
             if str(JID.parse(address).bare) not in told:
                 self.server.emit(stanza.addressed(to=address))
+        if old is None:
+            return
+        if not any(other.presence is not None for other in self.server.sessions(session.bare)):
+            self._note_last(session.bare, child_text(stanza, CLIENT("status")))
+        for event in self.server.registry.listeners("presence_changed"):
+            event(session, old, None)
 
     def _note_last(self, owner: JID, status: str) -> None:
         if owner in self.server.accounts:  # not while the account is being removed
-            self.last[owner] = {"at": stamp(), "status": status[:MAX_ROSTER_NAME]}
+            self.last[owner] = {"at": stamp(), "status": status[:MAX_LAST_STATUS]}
 
     def _broadcast(self, session: Session, stanza: Stanza) -> set[str]:
-        """Send to subscribed contacts, then to one's own available resources (§4.2.2); return the contacts."""
+        """Send to subscribed contacts, then to one's own available resources (§4.2.2); return who was told."""
         told = {contact for contact, _item in self.roster.contacts(session.bare, "from", "both")}
         for contact in told:
             self.server.emit(stanza.addressed(to=contact))
         for own in self.server.sessions(session.bare):
             if own.presence is not None:
                 own.send(stanza.addressed(to=own.full))
-        return told
+        return told | {str(session.bare)}
 
     def _introduce(self, session: Session) -> None:
         """§4.2.2, §4.3.1: show a new resource its siblings, and probe the contacts that we see."""
@@ -7958,7 +8305,7 @@ class PresenceBroadcast(Feature):
         to = JID.parse(stanza.attrib["to"])
         if stanza.get("type") == "unavailable":
             session.directed.pop(str(to), None)
-        elif len(session.directed) >= self.server.config.limits.directed:
+        elif str(to) not in session.directed and len(session.directed) >= self.server.config.limits.directed:
             raise StanzaError("policy-violation", "directed presence to too many addresses")
         else:
             presence_priority(stanza)
@@ -7978,36 +8325,34 @@ class PresenceBroadcast(Feature):
         """§4.3.2: answered for subscribers; `unsubscribed` for all others, whether there is an account or not."""
         owner, prober = to.bare, JID.parse(stanza.get("from", ""))
         id = stanza.get("id")
-        if not self.server.sees(prober, owner):
-            if not self._answer_directed(to, prober, id):
-                self._reply(Stanza(PRESENCE, {"type": "unsubscribed", "from": str(owner)}), prober.bare, id)
-            return
-        available = [session for session in self.server.sessions(owner) if session.presence is not None]
-        if to.resource:
-            available = [session for session in available if session.jid == to]
-        for session in available:
-            if session.presence is not None and session.jid != prober:
-                self._reply(session.presence.addressed(), prober, None)
-        if not available:
-            self._reply(self._absence(owner, to), prober, id)
-
-    def _answer_directed(self, to: JID, prober: JID, id: str | None) -> bool:
-        """§4.6.6: who holds a resource's directed presence may ask whether that is still there."""
-        answered = False
-        for session in self.server.sessions(to.bare):
-            if str(prober) in session.directed or str(prober.bare) in session.directed:
+        asked_for = [session for session in self.server.sessions(owner) if to in (owner, session.jid)]
+        if self.server.sees(prober, owner):
+            self._answer_subscriber(asked_for, to, prober, id)
+        elif holding := [session for session in asked_for if has_directed(session, prober)]:
+            for session in holding:  # §4.6.6: only whether they are still there
                 self._reply(Stanza(PRESENCE, {"from": session.full}), prober, id)
-                answered = True
-        return answered
+        else:
+            self._reply(Stanza(PRESENCE, {"type": "unsubscribed", "from": str(owner)}), prober.bare, id)
 
-    def _absence(self, owner: JID, to: JID) -> Stanza:
-        """§4.3.2: unavailable, with the moment and the status of the last goodbye."""
-        absence = Stanza(PRESENCE, {"type": "unavailable", "from": str(to if to.resource else owner)})
-        last = self.last.get(owner)
-        if last is not None and not to.resource:
+    def _answer_subscriber(self, asked_for: Sequence[Session], to: JID, prober: JID, id: str | None) -> None:
+        """§4.3.2: the last presence of each resource, with its own id; of one that was asked for, only that it is."""
+        available = [(session, session.presence) for session in asked_for if session.presence is not None]
+        for session, presence in available:
+            if to.resource:
+                self._reply(Stanza(PRESENCE, {"from": session.full}), prober, id)
+            elif session.jid != prober:
+                self._reply(presence.addressed(), prober, None)
+        if not available:
+            self._reply(self._absence(to), prober, id)
+
+    def _absence(self, of: JID) -> Stanza:
+        """§4.3.2: unavailable; of an account with the moment and the status of its last goodbye."""
+        absence = Stanza(PRESENCE, {"type": "unavailable", "from": str(of)})
+        last = None if of.resource else self.last.get(of)
+        if last is not None:
             if last["status"]:
                 absence.add(E(CLIENT("status"), None, last["status"]))
-            absence.add(E(DELAY("delay"), {"from": str(owner), "stamp": last["at"]}))
+            absence.add(E(DELAY("delay"), {"from": str(of), "stamp": last["at"]}))
         return absence
 
     def _reply(self, stanza: Stanza, prober: JID, id: str | None) -> None:
@@ -8025,33 +8370,15 @@ class PresenceBroadcast(Feature):
                 self.server.emit(session.presence.addressed(to=str(contact)))
 
     def hide(self, owner: JID, contact: JID) -> None:
-        """§3.2.2, §3.3.3: to a former subscriber all resources become unavailable."""
+        """§3.2.2, §3.3.3: to a former subscriber all resources go, directed presence or not (§4.6.1)."""
         for session in self.server.sessions(owner):
             if session.presence is not None:
                 gone = {"type": "unavailable", "from": session.full, "to": str(contact)}
                 self.server.emit(Stanza(PRESENCE, gone))
+                for address in [address for address in session.directed if JID.parse(address).bare == contact]:
+                    del session.directed[address]
 
     # -- filters
-
-    def arriving(self, owner: JID, stanza: Stanza) -> Stanza | None:
-        """RFC 6121 §8.5.3.1: requests of strangers don't reach a resource, or they would learn that it is there.
-
-        Nor does anybody's roster set: only one's own server sends those (CVE-2015-8688).
-        """
-        if stanza.tag != IQ or stanza.get("type") not in ("get", "set"):
-            return stanza
-        to = JID.parse(stanza.get("to", ""))
-        if not to.resource:
-            return stanza
-        if stanza[0].tag == ROSTER("query") and stanza.get("type") == "set":
-            raise StanzaError("forbidden")
-        sender = JID.parse(stanza.get("from", ""))
-        if self.server.sees(sender, owner):
-            return stanza
-        session = self.server.session(to)
-        if session is not None and (str(sender) in session.directed or str(sender.bare) in session.directed):
-            return stanza
-        raise StanzaError("forbidden" if stanza[0].tag == LAST_ACTIVITY("query") else "service-unavailable")
 
     def delivering(self, session: Session, stanza: Stanza) -> Stanza | None:
         """§4.6.1: who tells us that it has gone need not hear that we go."""
@@ -8062,16 +8389,10 @@ class PresenceBroadcast(Feature):
 
 def presence_priority(stanza: Stanza) -> int:
     """Return the priority, -128 to 127, 0 if none is given; raises StanzaError("bad-request") (§4.7.2.3)."""
-    text = child_text(stanza, CLIENT("priority")).strip()
-    if not text:
-        return 0
-    try:
-        priority = int(text)
-    except ValueError:
-        priority = 128
-    if not -128 <= priority <= 127:
+    text = child_text(stanza, CLIENT("priority")).strip() or "0"
+    if not re.fullmatch("[+-]?[0-9]{1,3}", text) or not -128 <= int(text) <= 127:
         raise StanzaError("bad-request", "a priority is a whole number from -128 to 127")
-    return priority
+    return int(text)
 
 
 # ==== 16. Messages at rest (XEP-0160) ====
@@ -8102,8 +8423,19 @@ def is_worth_keeping(message: Stanza) -> bool:
     return bool(content)
 
 
-def _is_delay_by(domain: str, child: Element) -> bool:
-    return child.tag == DELAY("delay") and child.get("from") == domain
+def speaks_for(owner: JID, child: Element) -> bool:
+    """Whether an element claims to come from the account or its server, which add theirs themselves.
+
+    Such are the moment at which a message reached us (XEP-0203 §5) and the id that it has
+    here (XEP-0359 §6). A client that believes ours must not meet a forged one.
+    """
+    claimed = {DELAY("delay"): "from", STANZA_ID("stanza-id"): "by"}.get(child.tag)
+    if claimed is None:
+        return False
+    try:
+        return JID.parse(child.get(claimed, "")) in (owner, JID("", owner.domain, ""))
+    except StanzaError:
+        return False
 
 
 class OfflineMessages(Feature):
@@ -8115,48 +8447,65 @@ class OfflineMessages(Feature):
     Log: "offline", by account: `{"at": stamp, "stanza": XML}`.
     """
 
-    namespace = "msgoffline"  # not a URI: XEP-0160 §5
+    namespace = "msgoffline"  # not a URI: XEP-0160 §4
     server_features = ("msgoffline",)
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.waiting = server.storage.log("offline")
-        self._flushing: dict[JID, Session] = {}  # whose messages are on their way to which session
+        self._flushing: dict[JID, Session] = {}  # to whom an account's messages went, until they leave the log
+
+    def arriving(self, owner: JID, stanza: Stanza) -> Stanza | None:
+        """XEP-0203 §5: only we say when something came to us (threats S43, S44)."""
+        stanza.discard(functools.partial(speaks_for, owner))
+        return stanza
 
     def undelivered(self, owner: JID, stanza: Stanza) -> Stanza | None:
-        """§3: keep it, drop it silently when it is worth nothing later, or let it bounce when there is no room."""
+        """§3: keep it, drop it silently when it is worth nothing later, or give it back when there is no room."""
         if not is_worth_keeping(stanza):
             return None
-        if self.waiting.count(owner) >= self.server.config.limits.offline:
+        if not self._has_room(owner, stanza):
             return stanza
-        moment = stamp()
-        stanza.discard(functools.partial(_is_delay_by, owner.domain))  # only we say when it came to us (threat S44)
-        self.waiting.append(owner, {"at": moment, "stanza": stanza.wire().decode()})
+        self.waiting.append(owner, {"at": stamp(), "stanza": stanza.wire().decode()})
         return None
+
+    def _has_room(self, owner: JID, stanza: Stanza) -> bool:
+        """Whether the number and the bytes stay in their limits: all must fit into the queue of one client."""
+        limits = self.server.config.limits
+        size = self.waiting.size(owner) + len(stanza.content)
+        return self.waiting.count(owner) < limits.offline and size < limits.unread // 2
 
     def presence_changed(self, session: Session, old: Stanza | None, new: Stanza | None) -> None:
         """§2: deliver everything, in order, to the first resource that wants messages."""
         owner = session.bare
-        if new is None or session.priority < 0 or owner in self._flushing:
+        if new is None or session.priority < 0 or self._flushing.get(owner) in self.server.sessions(owner):
             return
         records = self.waiting.read(owner)
         if not records:
             return
-        for record, message in zip(records, parse_elements(record["stanza"] for record in records), strict=True):
-            assert isinstance(message, Stanza)
-            message.add(E(DELAY("delay"), {"from": owner.domain, "stamp": record["at"]}))
-            session.send(message)
+        for record in records:
+            self._deliver(session, record)
         self._flushing[owner] = session
-        session.stream.transport.when_sent(functools.partial(self._sent, owner, len(records)))
+        session.stream.transport.when_sent(functools.partial(self._sent, session, len(records)))
 
-    def _sent(self, owner: JID, amount: int) -> None:
-        self._flushing.pop(owner, None)
-        self.waiting.drop(owner, amount)
+    def _deliver(self, session: Session, record: Mapping[str, str]) -> None:
+        try:
+            message = parse_element(record["stanza"])
+        except StreamError as error:  # edited by hand, or older than a stricter rule
+            return log.error("a message waiting for %s cannot be read (%s): dropped", session.bare, error.condition)
+        assert isinstance(message, Stanza)
+        message.add(E(DELAY("delay"), {"from": session.jid.domain, "stamp": record["at"]}))
+        session.send(message)
 
-    def session_ended(self, session: Session) -> None:
-        """A session that ended before it got all leaves them to the next one."""
+    def _sent(self, session: Session, amount: int) -> None:
+        """The messages are in the kernel's hands; unless another session got them meanwhile, that was all."""
         if self._flushing.get(session.bare) is session:
             del self._flushing[session.bare]
+            self.waiting.drop(session.bare, amount)
+
+    def account_removed(self, owner: JID) -> None:
+        """What was on its way is no longer in the log; the next owner of the name has a log of their own."""
+        self._flushing.pop(owner, None)
 
 
 # ==== 17. Service discovery (XEP-0030) ====
@@ -8351,17 +8700,19 @@ class IqAuth(Feature):
         try:
             self.server.guard.check(stream.transport.peer)
             account = login_account(username, stream.host)
+            credentials = readable(self.server.credentials(account))
         except SASLError as error:
             known = {"temporary-auth-failure": "resource-constraint"}
             raise StanzaError(known.get(error.condition, "not-authorized"), error.text) from None
+        if self.server.guard.delay(str(account)):  # here it isn't worth its own way to wait
+            raise StanzaError("resource-constraint", "too many failed logins of late: wait a minute")
         jid = account.with_resource(resource)
-        return Later(check_password, (self.server.credentials(account), password),
-                     lambda right: self._checked(stream, jid, right))  # fmt: skip
+        return Later(check_password, (credentials, password), lambda right: self._checked(stream, jid, right))
 
     def _checked(self, stream: ClientStream, jid: JID, right: bool) -> Payload:
         account = self.server.account(jid.bare)
         if not right or account is None or account.get("disabled"):
-            stream.login_failed()
+            stream.login_failed(str(jid.bare))
             if stream.failed_logins >= self.server.config.limits.sasl_failures:
                 raise StreamError("policy-violation", "too many failed logins")
             raise StanzaError("not-authorized")
@@ -8396,7 +8747,7 @@ class Registration(Feature):
 
     def _check(self, stream: ClientStream) -> None:
         if not (self.server.config.registration_open and stream.may_log_in):
-            raise StanzaError("service-unavailable")  # §3.1
+            raise StanzaError("service-unavailable")  # §3.1; §11: not without TLS
         if stream.owner is not None or stream.has_registered:
             raise StanzaError("not-acceptable", "one account per stream")  # §3.1.1
 
@@ -8411,6 +8762,8 @@ class Registration(Feature):
     def register(self, request: Iq) -> Answer:
         """§3.1: create the account, once the password's keys are computed."""
         stream = request.from_stream
+        if request.payload.find(REGISTER("remove")) is not None:
+            raise StanzaError("unexpected-request")  # §3.2, table 1
         self._check(stream)
         try:
             self.guard.check(stream.transport.peer)
@@ -8422,8 +8775,8 @@ class Registration(Feature):
             owner = JID(prepare_account_name(username), stream.host, "")
         except ValueError:
             raise StanzaError("not-acceptable", "such a name is not possible") from None
-        if owner in self.server.accounts:
-            raise StanzaError("conflict")
+        if owner in self.server.accounts or owner in self.server.config.admins:
+            raise StanzaError("conflict")  # an administrator's name is the owner's to give
         return Later(new_credentials, (password, owner, self.server.config.compat.digest_md5),
                      lambda credentials: self._create(stream, owner, credentials))  # fmt: skip
 
@@ -8435,13 +8788,13 @@ class Registration(Feature):
 
     @staticmethod
     def _username_and_password(payload: Element, missing: str) -> tuple[str, str]:
-        username, password = (child_text(payload, REGISTER(name)).strip() for name in ("username", "password"))
+        username, password = (child_text(payload, REGISTER(name)) for name in ("username", "password"))
+        if not (username and password):
+            raise StanzaError(missing, "a name and a password are needed")
         try:
             saslprep(password)
         except ValueError:
             raise StanzaError("not-acceptable", "the password holds characters that not everybody can type") from None
-        if not (username and password):
-            raise StanzaError(missing, "a name and a password are needed")
         return username, password
 
     # -- an account that exists
@@ -8449,13 +8802,16 @@ class Registration(Feature):
     @iq("get", REGISTER("query"), to="self server")
     def registered(self, request: Iq) -> Payload:
         """§3.1: who asks is registered; the password is not told."""
+        self._check_home(request, "service-unavailable")
+        instructions = E(REGISTER("instructions"), None, "Send your name and a new password to change your password.")
         username = E(REGISTER("username"), None, request.sender.local)
-        return E(REGISTER("query"), None, E(REGISTER("registered")), username, E(REGISTER("password")))
+        return E(REGISTER("query"), None, E(REGISTER("registered")), instructions, username, E(REGISTER("password")))
 
     @iq("set", REGISTER("query"), to="self server")
     def change(self, request: Iq) -> Answer:
         """§3.2 and §3.3: remove the account, or change its password."""
         payload, owner = request.payload, request.sender.bare
+        self._check_home(request, "registration-required")
         if payload.find(REGISTER("remove")) is not None:
             return self._remove(request)
         session = request.from_session
@@ -8470,6 +8826,12 @@ class Registration(Feature):
             raise StanzaError("not-allowed", "you can change your own password only")
         return Later(new_credentials, (password, owner, self.server.config.compat.digest_md5),
                      lambda credentials: self.server.set_credentials(owner, credentials, changer=session))  # fmt: skip
+
+    @staticmethod
+    def _check_home(request: Iq, condition: str) -> None:
+        """§3.2, table 1: on another domain served here the asker has no account to change."""
+        if request.owner.domain != request.sender.domain:
+            raise StanzaError(condition)
 
     def _remove(self, request: Iq) -> Payload:
         """§3.2: first the account goes, then the answer, then the stream."""
@@ -8631,7 +8993,10 @@ class PrivateStorage(Feature):
 
     @iq("get", PRIVATE("query"), to="self")
     def get(self, request: Iq) -> Payload:
-        """§2.3: one element is asked for; what was never stored comes back as it was asked for, empty."""
+        """§2.3: one element is asked for; what was never stored comes back empty.
+
+        There is no handler for the place `account`: to others it looks as if there were nothing (§2.3 allows it).
+        """
         if len(request.payload) != 1:
             raise StanzaError("not-acceptable", "one element at a time")
         wanted = self._checked(request.payload[0])
@@ -8653,11 +9018,6 @@ class PrivateStorage(Feature):
             self.stored.put(request.owner, tag, text)
         return None
 
-    @iq("get set", PRIVATE("query"), to="account")
-    def refuse(self, request: Iq) -> Payload:
-        """§2.3: private means private."""
-        raise StanzaError("forbidden")
-
     @staticmethod
     def _checked(child: Element) -> Element:
         if namespace_of(child.tag) in ("", CLIENT, PRIVATE):
@@ -8667,8 +9027,1408 @@ class PrivateStorage(Feature):
     def _check_room(self, owner: JID, new: Mapping[str, str]) -> None:
         limits = self.server.config.limits
         after = {**self.stored.items(owner), **new}
-        if len(after) > limits.private or sum(map(len, after.values())) > limits.private_bytes:
+        if len(after) > limits.private or sum(len(text.encode()) for text in after.values()) > limits.private_bytes:
             raise StanzaError("resource-constraint", "the private storage is full")
+
+
+# ==== 21. Multi-user chat (XEP-0045) ====
+#
+# A room is an address, kitchen@conference.example.org, that passes every message on to all
+# who are in it. Who is in it is an *occupant*, known by a nickname: the resource of the
+# room's address. One joins by sending presence there, and leaves by becoming unavailable:
+#
+#     romeo:  <presence to='kitchen@conference…/Romeo'><x xmlns='http://jabber.org/protocol/muc'/></presence>
+#     room:   the presence of each occupant, then one's own (status 110), then the latest
+#             messages, then the subject; and from then on everything that is said
+#
+# Two things decide what somebody may do. The *affiliation* belongs to a person and lasts:
+# owner, admin, member, none, outcast. The *role* belongs to a visit: moderator, participant,
+# visitor. The tables of §5 are `DEFAULT_ROLES` and the two `plan_…` functions, which know
+# nothing of stanzas. A person may be in a room with several clients under one nickname.
+#
+# A `Room` holds the state of one room and says what to send by its `emit`; the feature
+# `MultiUserChat` owns the rooms' domains, answers requests and keeps what must last: the
+# persistent rooms' configuration, affiliations, subject and latest messages. What is said
+# is serialised once, however many are in the room. Left out: archives (XEP-0313).
+
+AFFILIATIONS = ("outcast", "none", "member", "admin", "owner")  # in this order of power (§5.2)
+ROLES = ("none", "visitor", "participant", "moderator")  # likewise (§5.1)
+RANK: Mapping[str, int] = {name: rank for names in (AFFILIATIONS, ROLES) for rank, name in enumerate(names)}
+
+MAX_ROOMS = 1000  # persistent and temporary ones on one server: all are in memory
+MAX_ROOMS_PER_OWNER = 50  # that one account may have created
+MAX_ROOMS_JOINED = 200  # by one session: bookmarks of very sociable people
+MAX_AFFILIATIONS = 5000  # people with an affiliation, per room
+MAX_SUBJECT = 4096  # bytes
+MAX_NICK = 256  # characters; longer ones only spoil everybody's screen
+MAX_INVITATIONS = 1000  # not yet declined, per room: who was not invited declines nothing
+MAX_RELAYED = 10_000  # requests between occupants that wait for their answer
+EXTRA_PLACES = 20  # in a full room, for its admins and owners (§7.2.9)
+HISTORY_DEFAULT, HISTORY_MOST = 25, 200  # messages that newcomers get
+LOGGED_HISTORY = 1000  # messages kept in a room whose owner has switched logging on
+RELAY_TIMEOUT = 120.0  # seconds until an unanswered request between occupants is forgotten
+
+GONE_CONDITIONS = frozenset({
+    "gone", "item-not-found", "recipient-unavailable", "redirect", "remote-server-not-found", "remote-server-timeout",
+})  # §18.1.2: who answers with one of these isn't there any more  # fmt: skip
+
+EVERYBODY = {"moderator": "Moderators", "participant": "Participants", "visitor": "Visitors"}
+ROOM_FORM = FormTemplate(
+    f"{MUC}#roomconfig",
+    [
+        Field("muc#roomconfig_roomname", label="Name", value=""),
+        Field("muc#roomconfig_roomdesc", label="Description", value=""),
+        Field("muc#roomconfig_lang", label="Language", value=""),
+        Field("muc#roomconfig_persistentroom", "boolean", "Keep the room when the last one leaves?", False),
+        Field("muc#roomconfig_publicroom", "boolean", "Show the room in lists?", True),
+        Field("muc#roomconfig_maxusers", "list-single", "How many people may be in the room?", 200,
+              {"none": "No limit"}, numbers=range(1, 1001)),
+        Field("muc#roomconfig_whois", "list-single", "Who sees people's real addresses?", "moderators",
+              {"moderators": "Moderators", "anyone": "Everybody"}),
+        Field("muc#roomconfig_membersonly", "boolean", "Only for members?", False),
+        Field("muc#roomconfig_moderatedroom", "boolean", "Only those with a voice may speak?", False),
+        Field("muc#roomconfig_passwordprotectedroom", "boolean", "Is a password needed to enter?", False),
+        Field("muc#roomconfig_roomsecret", "text-private", "The password", ""),
+        Field("muc#roomconfig_changesubject", "boolean", "May participants change the subject?", False),
+        Field("muc#roomconfig_allowinvites", "boolean", "May participants invite others?", True),
+        Field("muc#roomconfig_allowpm", "list-single", "Who may send private messages?", "anyone",
+              {"anyone": "Everybody", "participants": "Participants", "moderators": "Moderators", "none": "Nobody"}),
+        Field("muc#roomconfig_presencebroadcast", "list-multi", "Whose presence is shown?", list(EVERYBODY), EVERYBODY),
+        Field("muc#roomconfig_getmemberlist", "list-multi", "Who may see the list of members?",
+              ["moderator", "participant"], EVERYBODY),
+        Field("muc#roomconfig_enablelogging", "boolean", "Keep a long record of what is said?", False),
+        Field("muc#maxhistoryfetch", label="How many earlier messages do newcomers get?", value=HISTORY_DEFAULT,
+              numbers=range(0, HISTORY_MOST + 1)),
+        Field("muc#roomconfig_roomadmins", "jid-multi", "Admins", []),
+        Field("muc#roomconfig_roomowners", "jid-multi", "Owners", []),
+    ],
+    title="Configuration of the room",
+)  # fmt: skip
+PEOPLE_FIELDS = {"muc#roomconfig_roomadmins": "admin", "muc#roomconfig_roomowners": "owner"}
+
+REGISTER_FORM = FormTemplate(f"{MUC}#register", [Field("muc#register_roomnick", label="Your nickname", required=True)],
+                             title="Become a member of the room")  # fmt: skip
+VOICE_FORM = FormTemplate(
+    f"{MUC}#request",
+    [
+        Field("muc#role", "list-single", "Requested role", "participant", {"participant": "Participant"}),
+        Field("muc#jid", "jid-single", "Address"),
+        Field("muc#roomnick", label="Nickname", value=""),
+        Field("muc#request_allow", "boolean", "Grant voice to this person?", False),
+    ],
+    title="Voice request",
+)
+
+
+# -- who may do what: values in, values out
+
+
+@dataclass(slots=True, frozen=True)
+class Standing:
+    """What somebody is in a room: the lasting affiliation and, while there, the role."""
+
+    affiliation: str
+    role: str
+
+
+@dataclass(slots=True, frozen=True)
+class RoomChange:
+    """One item of an admin's request, checked: a new role for a nickname, or a new affiliation for an address."""
+
+    role: str = ""
+    nick: str = ""
+    affiliation: str = ""
+    jid: JID | None = None
+    reserved: str = ""  # nickname to be reserved for a new member (§9.3)
+    reason: str = ""
+
+
+DEFAULT_ROLES: Mapping[str, str] = {  # §5.1.2; "none" depends on the room
+    "owner": "moderator", "admin": "moderator", "member": "participant", "outcast": "none",
+}  # fmt: skip
+
+
+def default_role(affiliation: str, moderated: bool) -> str:
+    """Return the role with which somebody enters (§5.1.2)."""
+    return DEFAULT_ROLES.get(affiliation) or ("visitor" if moderated else "participant")
+
+
+def plan_role(actor: Standing, target: Standing, role: str) -> None:
+    """Raise StanzaError unless `actor` may give `target` this role (§5.1.1, table 3; §8.2 to §8.4, §9.6, §9.7)."""
+    is_admin = RANK[actor.affiliation] >= RANK["admin"]
+    if actor.role != "moderator" and not is_admin:
+        raise StanzaError("forbidden")
+    if (role == "moderator" or (target.role == "moderator" and role != "none")) and not is_admin:
+        raise StanzaError("forbidden")
+    if RANK[target.affiliation] > RANK[actor.affiliation]:
+        raise StanzaError("not-allowed", "this person's affiliation is higher than yours")
+    protected = RANK[target.affiliation] >= RANK["admin"]
+    if protected and role not in ("none", "moderator"):  # whom the affiliation makes a moderator stays one
+        raise StanzaError("not-allowed", "admins and owners are moderators")
+    if target.role == "moderator" and role == "none" and not is_admin:
+        raise StanzaError("not-allowed", "moderators do not kick moderators")
+
+
+def plan_affiliation(actor: str, target: str, new: str) -> None:
+    """Raise StanzaError unless the affiliation `actor` may turn `target` into `new` (§5.2.1, table 6)."""
+    if RANK[actor] < RANK["admin"]:
+        raise StanzaError("forbidden")
+    if actor == "admin" and RANK[target] >= RANK["admin"]:
+        raise StanzaError("not-allowed", "only owners decide about admins and owners")
+    if actor == "admin" and RANK[new] >= RANK["admin"]:
+        raise StanzaError("forbidden", "only owners make admins and owners")
+
+
+def is_subject_change(message: Stanza) -> bool:
+    """§8.1: a subject and neither body nor thread; with one of these it is an ordinary message."""
+    return message.find(CLIENT("subject")) is not None and not any(
+        child.tag in (CLIENT("body"), CLIENT("thread")) for child in message)  # fmt: skip
+
+
+# -- the state of a room
+
+CONFIG_CODES: Mapping[str, tuple[int, int]] = {  # §10.2.1: what is told when these fields are off, and on
+    "muc#roomconfig_enablelogging": (171, 170),
+    "muc#roomconfig_whois": (173, 172),
+}
+
+
+class RoomKeeper(Protocol):
+    """What keeps rooms: the feature, or nobody in a test."""
+
+    def store(self, room: Room, key: str, item: Json) -> None:
+        """Keep one part of the room's document (None: forget it), if the room is persistent."""
+
+    def remember(self, room: Room, said: Said) -> None:
+        """Keep a message of the history."""
+
+    def configured(self, room: Room) -> None:
+        """Keep the configuration; the room may have become persistent, or temporary."""
+
+
+@dataclass(slots=True)
+class RoomPresence:
+    """An occupant's presence, before it is known who gets it: with the real address or without."""
+
+    stanza: Stanza
+    item: Mapping[str, str]
+    codes: tuple[int, ...]
+    address: str  # the occupant's full JID
+    because: Element | None  # its children go into the item: actor, reason
+    destroy: Element | None
+    made: dict[tuple[bool, int], Stanza] = field(default_factory=dict)
+
+    def to(self, full: str, *, with_address: bool) -> Stanza:
+        """Return it for one recipient; each variant is built and serialised once."""
+        key = with_address, len(self.codes)
+        if key not in self.made:
+            item = E(MUC_USER("item"), {**self.item, "jid": self.address} if with_address else self.item)
+            item.extend(self.because if self.because is not None else ())
+            status = (E(MUC_USER("status"), code=str(code)) for code in self.codes)
+            variant = self.stanza.addressed()
+            variant.add(E(MUC_USER("x"), None, item, self.destroy, *status))
+            self.made[key] = variant
+        return self.made[key].addressed(to=full)
+
+
+def history_limit(limits: Mapping[str, str], name: str, otherwise: int) -> int:
+    """Return a number of a `<history/>` request (§7.2.14); raises StanzaError("bad-request")."""
+    text = limits.get(name, str(otherwise))
+    if not text.isascii() or not text.isdigit() or len(text) > 12:
+        raise StanzaError("bad-request", f"history: {name} is a whole number")
+    return int(text)
+
+
+def history_start(limits: Mapping[str, str]) -> datetime:
+    """Return the moment from which on a `<history/>` request wants messages; raises StanzaError("bad-request")."""
+    start = datetime.fromtimestamp(0, UTC)
+    try:
+        if "since" in limits:
+            start = max(start, parse_stamp(limits["since"]))
+        if "seconds" in limits:
+            start = max(start, datetime.now(UTC) - timedelta(seconds=history_limit(limits, "seconds", 0)))
+    except (ValueError, OverflowError):
+        raise StanzaError("bad-request", "history: since is a date and time") from None
+    return start
+
+
+@dataclass(slots=True, eq=False)
+class Occupant:
+    """Somebody in a room: a nickname, and the sessions with which one person is there under it."""
+
+    nick: str
+    jid: JID  # bare
+    affiliation: str
+    role: str
+    id: str  # XEP-0421
+    sessions: dict[str, Stanza] = field(default_factory=dict)  # full JID: its latest presence, as it came
+
+    @property
+    def standing(self) -> Standing:
+        """Affiliation and role."""
+        return Standing(self.affiliation, self.role)
+
+    @property
+    def latest(self) -> str:
+        """The full JID of the session that spoke last by presence: it stands for the person."""
+        return next(reversed(self.sessions))
+
+
+@dataclass(slots=True, frozen=True)
+class Said:
+    """A message of the history: when, by whom (occupant JID), and the whole stanza as XML."""
+
+    at: str
+    stanza: str
+
+
+class Room:
+    """One room: its configuration, its people, and what happens when one of them does something.
+
+    `emit` sends a stanza; `store(key, item)` keeps a part of the room's document, and
+    `remember(said, most)` a message, if the room is persistent.
+    """
+
+    def __init__(self, jid: JID, secret: bytes, emit: Callable[[Stanza], None], keep: RoomKeeper) -> None:
+        self.jid = jid
+        self.address = str(jid)
+        self.config: dict[str, Any] = ROOM_FORM.defaults
+        self.affiliations: dict[str, dict[str, str]] = {}  # bare JID: affiliation, nick (reserved), reason
+        self.subject: dict[str, str] = {}  # text, from (occupant JID), at; empty: never set
+        self.occupants: dict[str, Occupant] = {}  # by nickname
+        self.present: dict[str, Occupant] = {}  # by full JID
+        self.history: deque[Said] = deque(maxlen=HISTORY_MOST)
+        self.invitations: OrderedDict[tuple[JID, JID], None] = OrderedDict()  # (inviter, invitee)
+        self.has_loaded_history = True  # False: it is on disk, and nobody has entered since the start
+        self.locked = False  # created, but not yet configured (§10.1)
+        self.creator = ""
+        self._secret = secret
+        self._emit = emit
+        self._keep = keep
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a field of the configuration by the short name: `room["membersonly"]`."""
+        return self.config["muc#maxhistoryfetch" if name == "maxhistoryfetch" else f"muc#roomconfig_{name}"]
+
+    # -- people
+
+    def affiliation_of(self, jid: JID) -> str:
+        """Return the affiliation of an address; a ban may name a whole domain (§9.2)."""
+        found = self.affiliations.get(str(jid.bare))
+        if found is None and str(jid.domain) in self.affiliations:
+            found = self.affiliations[jid.domain]
+        return found["affiliation"] if found else "none"
+
+    def standing_of(self, sender: JID) -> Standing:
+        """Return what a sender is here, whether in the room or not."""
+        occupant = self.present.get(str(sender))
+        return occupant.standing if occupant else Standing(self.affiliation_of(sender), "none")
+
+    def people(self, affiliation: str) -> list[str]:
+        """Return the addresses with an affiliation."""
+        return [jid for jid, entry in self.affiliations.items() if entry["affiliation"] == affiliation]
+
+    def owner_of_nick(self, nick: str) -> str:
+        """Return for whom a nickname is reserved, or ""."""
+        folded = nick.casefold()
+        return next((jid for jid, entry in self.affiliations.items() if entry.get("nick", "").casefold() == folded), "")
+
+    def occupant_id(self, jid: JID) -> str:
+        """XEP-0421 §3: the same for one person in one room, and nothing can be learnt from it."""
+        return hmac.new(self._secret, f"{self.address}\0{jid.bare}".encode(), "sha256").hexdigest()[:32]
+
+    def sees_addresses(self, occupant: Occupant) -> bool:
+        """§7.2.3, §7.2.4: everybody in a non-anonymous room, else moderators."""
+        return bool(self["whois"] == "anyone" or occupant.role == "moderator")
+
+    def _sessions(self) -> Iterator[tuple[str, Occupant]]:
+        for occupant in self.occupants.values():
+            for full in occupant.sessions:
+                yield full, occupant
+
+    # -- entering (§7.2)
+
+    def join(self, stanza: Stanza, nick: str, entry: Element) -> None:
+        """§7.2: check, then the presences, the history and the subject, in this order (§7.1)."""
+        sender = JID.parse(stanza.get("from", ""))
+        present = self.present.get(str(sender))
+        if present is not None and present.nick != nick:
+            return self.change_nick(stanza, nick)
+        if present is None:
+            self._check_entry(sender, nick, entry)
+        occupant = present or self._seat(sender, nick)
+        occupant.sessions.pop(str(sender), None)
+        occupant.sessions[str(sender)] = stanza
+        self.present[str(sender)] = occupant
+        self._show_others_to(str(sender), occupant)
+        self._announce(occupant, stanza, own=self._entry_codes(stanza, nick), to_others=present is None)
+        self._show_history_to(str(sender), entry.find(MUC("history")))
+        self._show_subject_to(str(sender))
+
+    def _check_entry(self, sender: JID, nick: str, entry: Element) -> None:
+        affiliation = self.affiliation_of(sender)
+        if self.locked and affiliation != "owner":
+            raise StanzaError("item-not-found")  # §7.2.10
+        if affiliation == "outcast":
+            raise StanzaError("forbidden")  # §7.2.7
+        if self["membersonly"] and affiliation == "none":
+            raise StanzaError("registration-required")  # §7.2.6
+        given = child_text(entry, MUC("password"))
+        if self["passwordprotectedroom"] and not hmac.compare_digest(given.encode(), self["roomsecret"].encode()):
+            raise StanzaError("not-authorized")  # §7.2.5
+        self._check_nick(nick, sender.bare)
+        limit = self["maxusers"]
+        if limit != "none":
+            places = limit + (EXTRA_PLACES if RANK[affiliation] >= RANK["admin"] else 0)
+            if len(self.occupants) >= places and nick not in self.occupants:
+                raise StanzaError("service-unavailable", "the room is full")  # §7.2.9
+
+    def _check_nick(self, nick: str, jid: JID) -> None:
+        """§7.2.8, §17.1: neither somebody else's, nor reserved, nor invisible, in any case (threat S50)."""
+        if not nick.strip() or len(nick) > MAX_NICK:
+            raise StanzaError("not-acceptable", "such a nickname is not possible")
+        folded = nick.casefold()
+        for occupant in self.occupants.values():
+            if occupant.nick.casefold() == folded and (occupant.jid != jid or occupant.nick != nick):
+                raise StanzaError("conflict", "somebody else has this nickname")
+        reserved = self.owner_of_nick(nick)
+        if reserved and reserved != str(jid):
+            raise StanzaError("conflict", "this nickname is reserved")
+
+    def _seat(self, sender: JID, nick: str) -> Occupant:
+        occupant = self.occupants.get(nick)
+        if occupant is None:
+            affiliation = self.affiliation_of(sender)
+            role = default_role(affiliation, self["moderatedroom"])
+            occupant = Occupant(nick, sender.bare, affiliation, role, self.occupant_id(sender))
+            self.occupants[nick] = occupant
+        return occupant
+
+    def _entry_codes(self, stanza: Stanza, nick: str) -> list[int]:
+        codes = []
+        if self["whois"] == "anyone":
+            codes.append(100)  # §7.2.3
+        if self["enablelogging"]:
+            codes.append(170)  # §7.2.12
+        if self.locked:
+            codes.append(201)  # §10.1.1
+        if stanza.get("to", "").partition("/")[2] != nick:
+            codes.append(210)  # §7.2.2: preparation has changed it
+        return codes
+
+    def _show_others_to(self, full: str, newcomer: Occupant) -> None:
+        for occupant in self.occupants.values():
+            if occupant is not newcomer and self._is_shown(occupant):
+                presence = self._presence(occupant, occupant.sessions[occupant.latest])
+                self._emit(presence.to(full, with_address=self.sees_addresses(newcomer)))
+
+    def _show_history_to(self, full: str, wanted: Element | None) -> None:
+        for said in self.select_history(wanted):
+            message = parse_element(said.stanza)
+            assert isinstance(message, Stanza)
+            message.add(E(DELAY("delay"), {"from": self.address, "stamp": said.at}))
+            self._emit(message.addressed(to=full))
+
+    def select_history(self, wanted: Element | None) -> list[Said]:
+        """§7.2.14: the latest messages that fit all the limits which the newcomer has set."""
+        limits = {} if wanted is None else dict(wanted.attrib)
+        most = min(history_limit(limits, "maxstanzas", HISTORY_MOST), self["maxhistoryfetch"])
+        characters = history_limit(limits, "maxchars", 1 << 30)
+        earliest = history_start(limits)
+        chosen: list[Said] = []
+        for said in reversed(self.history):
+            characters -= len(said.stanza)
+            if len(chosen) >= most or characters < 0 or parse_stamp(said.at) < earliest:
+                break
+            chosen.append(said)
+        return chosen[::-1]
+
+    def _show_subject_to(self, full: str) -> None:
+        """§7.2.15: exactly one, even if it is empty."""
+        sender = self.subject.get("from", self.address)
+        message = Stanza(MESSAGE, {"type": "groupchat", "from": sender, "to": full})
+        message.add(E(CLIENT("subject"), None, self.subject.get("text") or None))
+        if "at" in self.subject:
+            message.add(E(DELAY("delay"), {"from": self.address, "stamp": self.subject["at"]}))
+        self._emit(message)
+
+    # -- presence in the room
+
+    def _presence(self, occupant: Occupant, source: Stanza | None, *, codes: Iterable[int] = (),
+                  type: str = "", full: str = "", nick: str = "", because: Element | None = None,
+                  destroy: Element | None = None) -> RoomPresence:  # fmt: skip
+        """Build an occupant's presence as others see it: what the client sent, and who this is here (§5.1.3)."""
+        presence = Stanza(PRESENCE, {"from": f"{self.address}/{occupant.nick}"})
+        if type:
+            presence.set("type", type)
+        for key in ("id", XML_LANG):
+            if source is not None and source.get(key):
+                presence.set(key, source.attrib[key])
+        for child in source if source is not None else ():
+            if namespace_of(child.tag) not in (MUC, MUC_USER, OCCUPANT_ID):  # §17.3: not the client's to say
+                presence.add(child)
+        presence.add(E(OCCUPANT_ID("occupant-id"), id=occupant.id))
+        gone = type == "unavailable"
+        item = {"affiliation": occupant.affiliation, "role": "none" if gone and not nick else occupant.role}
+        if nick:
+            item["nick"] = nick
+        return RoomPresence(presence, item, tuple(codes), full or occupant.latest, because, destroy)
+
+    def _is_shown(self, occupant: Occupant) -> bool:
+        return occupant.role in self["presencebroadcast"]
+
+    def _announce(self, occupant: Occupant, source: Stanza | None, *, codes: Iterable[int] = (),
+                  own: Iterable[int] = (), to_others: bool = True, type: str = "", nick: str = "", full: str = "",
+                  because: Element | None = None, destroy: Element | None = None) -> None:  # fmt: skip
+        """Send an occupant's presence to everybody, to itself last and with status 110 (§7.2.2)."""
+        presence = self._presence(occupant, source, codes=codes, type=type, full=full, nick=nick, because=because,
+                                  destroy=destroy)  # fmt: skip
+        if to_others and (self._is_shown(occupant) or type == "unavailable"):
+            for other_full, other in list(self._sessions()):
+                if other is not occupant:
+                    self._emit(presence.to(other_full, with_address=self.sees_addresses(other)))
+        presence.codes = (*presence.codes, *own, 110)
+        for own_full in [full] if full else list(occupant.sessions):
+            self._emit(presence.to(own_full, with_address=True))
+
+    def update_presence(self, stanza: Stanza, nick: str) -> None:
+        """§7.7, or §7.6 when it is addressed to another nickname."""
+        occupant = self.present[stanza.get("from", "")]
+        if nick != occupant.nick:
+            return self.change_nick(stanza, nick)
+        sender = stanza.get("from", "")
+        occupant.sessions.pop(sender)
+        occupant.sessions[sender] = stanza  # now the latest
+        self._announce(occupant, stanza)
+
+    def change_nick(self, stanza: Stanza, nick: str) -> None:
+        """§7.6: the old one becomes unavailable with 303, the new one available."""
+        occupant = self.present[stanza.get("from", "")]
+        self._check_nick(nick, occupant.jid)
+        self._announce(occupant, None, codes=(303,), type="unavailable", nick=nick)
+        del self.occupants[occupant.nick]
+        occupant.nick = nick
+        occupant.sessions[stanza.get("from", "")] = stanza
+        self.occupants[nick] = occupant
+        self._announce(occupant, stanza)
+
+    def leave(self, stanza: Stanza) -> None:
+        """§7.14: one session goes; the others hear of it when it was the person's last."""
+        sender = stanza.get("from", "")
+        occupant = self.present[sender]
+        self._remove_session(occupant, sender, stanza)
+
+    def _remove_session(self, occupant: Occupant, full: str, source: Stanza | None, *codes: int) -> None:
+        last = len(occupant.sessions) == 1
+        self._announce(occupant, source, codes=codes, type="unavailable", full=full, to_others=last)
+        del self.present[full], occupant.sessions[full]
+        if last:
+            del self.occupants[occupant.nick]
+        else:
+            self._announce(occupant, occupant.sessions[occupant.latest])
+
+    def remove_unreachable(self, full: str) -> None:
+        """§18.1.2, §11.1: what was sent there came back: the occupant is not there any more."""
+        occupant = self.present.get(full)
+        if occupant is not None:
+            self._remove_session(occupant, full, None, 333)
+
+    def expel(self, occupant: Occupant, *codes: int, because: Element | None = None) -> None:
+        """Make an occupant leave, with all sessions; the affiliation is what it has just become."""
+        self._announce(occupant, None, codes=codes, type="unavailable", because=because)
+        for full in occupant.sessions:
+            del self.present[full]
+        del self.occupants[occupant.nick]
+
+    def close(self, *codes: int, destroy: Element | None = None) -> None:
+        """§10.9, §11.2: everybody hears of their own leaving, and not of all the others'."""
+        for occupant in list(self.occupants.values()):
+            if destroy is not None:
+                occupant.affiliation = "none"
+            self._announce(occupant, None, codes=codes, type="unavailable", to_others=False, destroy=destroy)
+        self.occupants.clear()
+        self.present.clear()
+
+    # -- messages
+
+    def speak(self, stanza: Stanza) -> None:
+        """§7.4: reflect to everybody, the speaker included; §8.1: or change the subject."""
+        occupant = self._speaker(stanza)
+        changes_subject = is_subject_change(stanza)
+        if changes_subject:
+            self._check_subject(occupant, stanza)
+        elif RANK[occupant.role] < RANK["participant"]:
+            raise StanzaError("forbidden", "you have no voice in this room")  # §7.4
+        message = self._cleaned(stanza, occupant)
+        message.add(E(STANZA_ID("stanza-id"), by=self.address, id=secrets.token_urlsafe(12)))
+        self._fan_out(message)
+        if changes_subject:
+            self._set_subject(message)
+        elif is_worth_keeping(message):
+            self._remember(message)
+
+    def _speaker(self, stanza: Stanza) -> Occupant:
+        occupant = self.present.get(stanza.get("from", ""))
+        if occupant is None:
+            raise StanzaError("not-acceptable", "you are not in this room")
+        return occupant
+
+    def _cleaned(self, stanza: Stanza, occupant: Occupant) -> Stanza:
+        """Return the message as the room says it: without what only the room may say (§17.3, threats S43, S56)."""
+        message = stanza.addressed(sender=f"{self.address}/{occupant.nick}")
+        message.attrib.pop("to", None)
+        message.discard(lambda child: namespace_of(child.tag) in (MUC, MUC_USER, OCCUPANT_ID) or child.tag in (
+            DELAY("delay"), STANZA_ID("stanza-id")))  # fmt: skip
+        message.add(E(OCCUPANT_ID("occupant-id"), id=occupant.id))
+        return message
+
+    def _fan_out(self, message: Stanza) -> None:
+        for full, _occupant in list(self._sessions()):
+            self._emit(message.addressed(to=full))
+
+    def _check_subject(self, occupant: Occupant, stanza: Stanza) -> None:
+        allowed = occupant.role == "moderator" or (self["changesubject"] and occupant.role == "participant")
+        if not allowed:
+            raise StanzaError("forbidden")  # §8.1
+        if len(child_text(stanza, CLIENT("subject")).encode()) > MAX_SUBJECT:
+            raise StanzaError("policy-violation", f"a subject has at most {MAX_SUBJECT} bytes")
+
+    def _set_subject(self, message: Stanza) -> None:
+        text = child_text(message, CLIENT("subject"))
+        self.subject = {"text": text, "from": message.attrib["from"], "at": stamp()}
+        self._keep.store(self, "subject", self.subject)
+
+    def _remember(self, message: Stanza) -> None:
+        said = Said(stamp(), message.wire().decode())
+        self.history.append(said)
+        self._keep.remember(self, said)
+
+    def whisper(self, stanza: Stanza, nick: str) -> None:
+        """§7.5: a private message, to all sessions of one occupant."""
+        if stanza.get("type") == "groupchat":
+            raise StanzaError("bad-request", "groupchat goes to the room")
+        sender = self._speaker(stanza)
+        target = self.occupants.get(nick)
+        if target is None:
+            raise StanzaError("item-not-found")
+        allowed = {"anyone": "visitor", "participants": "participant", "moderators": "moderator"}.get(self["allowpm"])
+        if allowed is None or RANK[sender.role] < RANK[allowed]:
+            raise StanzaError("forbidden", "no private messages in this room")
+        message = self._cleaned(stanza, sender)
+        message.add(E(MUC_USER("x")))  # §7.5: so that clients know it for what it is
+        for full in target.sessions:
+            self._emit(message.addressed(to=full))
+
+    def notify(self, *codes: int) -> None:
+        """§10.2.1: tell everybody that the configuration has changed, and how."""
+        status = (E(MUC_USER("status"), code=str(code)) for code in codes)
+        message = Stanza(MESSAGE, {"type": "groupchat", "from": self.address, "id": secrets.token_urlsafe(9)})
+        message.add(E(MUC_USER("x"), None, *status))
+        self._fan_out(message)
+
+    # -- invitations (§7.8) and voice (§7.13, §8.6)
+
+    def invite(self, stanza: Stanza, invitation: Element) -> None:
+        """§7.8.2: pass the invitation on; into a members-only room it makes a member, if the inviter may do that."""
+        inviter = self._speaker(stanza)
+        invitee = JID.parse(invitation.get("to") or _missing("to"))
+        if RANK[inviter.role] < RANK["moderator"] and (not self["allowinvites"] or inviter.role == "visitor"):
+            raise StanzaError("forbidden")
+        if self["membersonly"] and self.affiliation_of(invitee) == "none":
+            plan_affiliation(inviter.affiliation, "none", "member")
+            self.set_affiliation(RoomChange(affiliation="member", jid=invitee.bare))
+        self.send_invitation(inviter.jid, invitee, invitation)
+
+    def send_invitation(self, inviter: JID, invitee: JID, details: Element) -> None:
+        """Send an invitation in the room's name, in both dialects (§7.8.2, XEP-0249)."""
+        reason = child_text(details, MUC_USER("reason"))
+        invite = E(MUC_USER("invite"), {"from": str(inviter)}, E(MUC_USER("reason"), None, reason) if reason else None)
+        thread = details.find(MUC_USER("continue"))
+        if thread is not None:
+            invite.append(thread)
+        password = self["roomsecret"] if self["passwordprotectedroom"] else ""
+        message = Stanza(MESSAGE, {"from": self.address, "to": str(invitee), "id": secrets.token_urlsafe(9)})
+        message.add(E(MUC_USER("x"), None, invite, E(MUC_USER("password"), None, password) if password else None))
+        direct = {"jid": self.address, "reason": reason, "password": password}
+        message.add(E(DIRECT_INVITE("x"), {key: value for key, value in direct.items() if value}))
+        self.invitations[inviter, invitee.bare] = None
+        if len(self.invitations) > MAX_INVITATIONS:
+            self.invitations.popitem(last=False)
+        self._emit(message)
+
+    def decline(self, stanza: Stanza, refusal: Element) -> None:
+        """§7.8.2: tell the inviter; only who was invited by that person can decline."""
+        inviter, invitee = JID.parse(refusal.get("to") or _missing("to")).bare, JID.parse(stanza.get("from", "")).bare
+        if (inviter, invitee) not in self.invitations:
+            return
+        del self.invitations[inviter, invitee]
+        reason = child_text(refusal, MUC_USER("reason"))
+        answer = E(MUC_USER("decline"), {"from": str(invitee)}, E(MUC_USER("reason"), None, reason) if reason else None)
+        message = Stanza(MESSAGE, {"from": self.address, "to": str(inviter)})
+        message.add(E(MUC_USER("x"), None, answer))
+        for full in [full for full, occupant in self._sessions() if occupant.jid == inviter] or [str(inviter)]:
+            self._emit(message.addressed(to=full))
+
+    def take_voice_form(self, stanza: Stanza, form: Form) -> None:
+        """§7.13: a visitor asks, the moderators are asked; §8.6: a moderator has answered."""
+        sender = self._speaker(stanza)
+        values = VOICE_FORM.read(form)
+        if values is None:
+            return
+        if sender.role == "moderator":
+            return self._answer_voice_request(sender, values)
+        if sender.role != "visitor":
+            raise StanzaError("not-allowed", "you have a voice")
+        asked = {"muc#role": "participant", "muc#jid": JID.parse(sender.latest), "muc#roomnick": sender.nick}
+        message = Stanza(MESSAGE, {"from": self.address})
+        message.add(VOICE_FORM.fill(asked).to_element())
+        for full, occupant in list(self._sessions()):
+            if occupant.role == "moderator":
+                self._emit(message.addressed(to=full))
+
+    def _answer_voice_request(self, moderator: Occupant, values: Mapping[str, Any]) -> None:
+        target = self.occupants.get(values.get("muc#roomnick", ""))
+        if target is None:
+            raise StanzaError("item-not-found")
+        if values.get("muc#request_allow") and target.role == "visitor":
+            self.set_role(moderator, RoomChange(role="participant", nick=target.nick))
+
+    # -- changes of roles and affiliations (§8, §9, §10)
+
+    def plan(self, sender: JID, item: Element) -> RoomChange:
+        """Check one `<item/>` of an admin's request; raises StanzaError. Nothing is changed yet."""
+        role, affiliation = item.get("role"), item.get("affiliation")
+        reason = child_text(item, MUC_ADMIN("reason"))
+        if (role is None) == (affiliation is None) or (role or affiliation) not in RANK:
+            raise StanzaError("bad-request", "an item has either a role or an affiliation")  # §17.4
+        actor = self.standing_of(sender)
+        if role is not None:
+            return self._plan_role(actor, item, role, reason)
+        return self._plan_affiliation(sender, actor, item, affiliation or "", reason)
+
+    def _plan_role(self, actor: Standing, item: Element, role: str, reason: str) -> RoomChange:
+        if role not in ROLES:
+            raise StanzaError("bad-request", "unknown role")
+        nick = item.get("nick") or _missing("nick")
+        target = self.occupants.get(nick)
+        if target is None:
+            raise StanzaError("item-not-found", "nobody has this nickname")
+        plan_role(actor, target.standing, role)
+        return RoomChange(role=role, nick=nick, reason=reason)
+
+    def _plan_affiliation(self, sender: JID, actor: Standing, item: Element, new: str, reason: str) -> RoomChange:
+        if new not in AFFILIATIONS:
+            raise StanzaError("bad-request", "unknown affiliation")
+        jid = self._person(item)
+        old = self.affiliations.get(str(jid), {"affiliation": "none"})["affiliation"]
+        if jid == sender.bare and new == "outcast":
+            raise StanzaError("conflict", "nobody bans themselves")  # §9.1
+        if old == "owner" and new != "owner" and self.people("owner") == [str(jid)]:
+            raise StanzaError("conflict", "a room has at least one owner")  # §10.4
+        plan_affiliation(actor.affiliation, old, new)
+        nick = item.get("nick", "") if new in ("member", "admin", "owner") and item.get("jid") else ""
+        if nick and self.owner_of_nick(nick) not in ("", str(jid)):
+            raise StanzaError("conflict", "this nickname is reserved")
+        if len(self.affiliations) >= MAX_AFFILIATIONS and str(jid) not in self.affiliations:
+            raise StanzaError("resource-constraint", "the room knows too many people")
+        return RoomChange(affiliation=new, jid=jid, reserved=nick, reason=reason)
+
+    def _person(self, item: Element) -> JID:
+        if item.get("jid"):
+            return JID.parse(item.attrib["jid"]).bare  # §10.3: full JIDs are cut
+        occupant = self.occupants.get(item.get("nick") or _missing("jid"))
+        if occupant is None:
+            raise StanzaError("item-not-found", "nobody has this nickname")
+        return occupant.jid
+
+    def apply(self, sender: JID, changes: Sequence[RoomChange]) -> None:
+        """Make changes that have all been planned."""
+        actor = self.present.get(str(sender))
+        for change in changes:
+            if change.role:
+                self.set_role(actor, change)
+            else:
+                self.set_affiliation(change, actor)
+
+    def set_role(self, actor: Occupant | None, change: RoomChange) -> None:
+        """§8.2: a role of none is a kick (307); any other is announced (§8.3, §8.4, §9.6, §9.7)."""
+        target = self.occupants.get(change.nick)
+        if target is None:  # an item before this one has removed the person
+            return
+        if change.role == "none":
+            self.expel(target, 307, because=self._reason(actor, change.reason))
+        else:
+            target.role = change.role
+            self._announce(target, target.sessions[target.latest], because=self._reason(actor, change.reason))
+
+    def set_affiliation(self, change: RoomChange, actor: Occupant | None = None) -> None:
+        """§9.1 to §9.4, §10.3 to §10.8: keep it, and let those in the room see what follows from it."""
+        assert change.jid is not None
+        self._write_affiliation(change)
+        because = self._reason(actor, change.reason)
+        here = [occupant for occupant in self.occupants.values() if self._concerns(change.jid, occupant.jid)]
+        for occupant in here:
+            occupant.affiliation = self.affiliation_of(occupant.jid)
+            self._follow_affiliation(occupant, because)
+        if not here and change.affiliation != "outcast":
+            self._tell_absent(change)
+
+    @staticmethod
+    def _concerns(changed: JID, person: JID) -> bool:
+        return person == changed or (not changed.local and person.domain == changed.domain)
+
+    def _write_affiliation(self, change: RoomChange) -> None:
+        jid = str(change.jid)
+        entry = {"affiliation": change.affiliation, "nick": change.reserved, "reason": change.reason}
+        if not change.reserved and change.affiliation in ("member", "admin", "owner"):
+            entry["nick"] = self.affiliations.get(jid, {}).get("nick", "")  # a ban loses the nickname (§9.1)
+        if change.affiliation == "none":
+            self.affiliations.pop(jid, None)
+        else:
+            self.affiliations[jid] = {key: value for key, value in entry.items() if value}
+        self._keep.store(self, f"@{jid}", self.affiliations.get(jid))
+
+    def _follow_affiliation(self, occupant: Occupant, because: Element | None) -> None:
+        if occupant.affiliation == "outcast":
+            return self.expel(occupant, 301, because=because)  # §9.1
+        if occupant.affiliation == "none" and self["membersonly"]:
+            return self.expel(occupant, 321, because=because)  # §9.4
+        role = default_role(occupant.affiliation, self["moderatedroom"])
+        keeps_voice = occupant.affiliation == "none" and occupant.role == "participant"
+        occupant.role = occupant.role if keeps_voice else role
+        self._announce(occupant, occupant.sessions[occupant.latest], because=because)
+
+    def _tell_absent(self, change: RoomChange) -> None:
+        """§9.5: a new member of a members-only room gets an invitation; §18.1: others the news (101)."""
+        assert change.jid is not None
+        if self["membersonly"] and change.affiliation == "member":
+            return self.send_invitation(self.jid, change.jid, E(MUC_USER("invite")))
+        if change.affiliation in ("admin", "owner"):
+            message = Stanza(MESSAGE, {"from": self.address, "to": str(change.jid)})
+            item = E(MUC_USER("item"), affiliation=change.affiliation, role="none")
+            message.add(E(MUC_USER("x"), None, item, E(MUC_USER("status"), code="101")))
+            self._emit(message)
+
+    def _reason(self, actor: Occupant | None, reason: str) -> Element:
+        """Return what stands inside the item: who did it, and why."""
+        because = E(MUC_USER("item"))
+        if actor is not None:
+            because.append(E(MUC_USER("actor"), nick=actor.nick))
+        if reason:
+            because.append(E(MUC_USER("reason"), None, reason))
+        return because
+
+    # -- configuration (§10.2)
+
+    def configure(self, changes: Mapping[str, Any]) -> None:
+        """Take checked values of the form; raises StanzaError, and then nothing has changed."""
+        new = {**self.config, **changes}
+        if new["muc#roomconfig_passwordprotectedroom"] and not new["muc#roomconfig_roomsecret"]:
+            raise StanzaError("not-acceptable", "a password is needed to protect the room by one")
+        people = self._planned_people(changes)
+        old, self.config = self.config, {key: value for key, value in new.items() if key not in PEOPLE_FIELDS}
+        self.config.update({name: [] for name in PEOPLE_FIELDS})
+        self.locked = False
+        self._keep.configured(self)
+        for change in people:
+            self.set_affiliation(change)
+        self._follow_configuration(old)
+
+    def _planned_people(self, changes: Mapping[str, Any]) -> list[RoomChange]:
+        planned = {}
+        for name, affiliation in PEOPLE_FIELDS.items():
+            if name not in changes:
+                continue
+            wanted = {str(jid.bare) for jid in changes[name]}
+            for jid in self.people(affiliation):
+                if jid not in wanted:
+                    planned[jid] = "none"
+            for jid in wanted:
+                planned[jid] = affiliation
+        after = {**{jid: entry["affiliation"] for jid, entry in self.affiliations.items()}, **planned}
+        if "owner" not in after.values():
+            raise StanzaError("conflict", "a room has at least one owner")
+        current = {jid: entry["affiliation"] for jid, entry in self.affiliations.items()}
+        return [RoomChange(affiliation=affiliation, jid=JID.parse(jid)) for jid, affiliation in planned.items()
+                if current.get(jid, "none") != affiliation]  # fmt: skip
+
+    def _follow_configuration(self, old: Mapping[str, Any]) -> None:
+        """§10.2: who may not stay leaves (322), who has become a visitor is shown as one, and all are told."""
+        if self["membersonly"] and not old["muc#roomconfig_membersonly"]:
+            for occupant in [o for o in self.occupants.values() if o.affiliation == "none"]:
+                self.expel(occupant, 322)
+        if self["moderatedroom"] != old["muc#roomconfig_moderatedroom"]:
+            role = default_role("none", self["moderatedroom"])
+            for occupant in list(self.occupants.values()):
+                if occupant.affiliation == "none" and occupant.role in {"visitor", "participant"} - {role}:
+                    occupant.role = role
+                    self._announce(occupant, occupant.sessions[occupant.latest])
+        codes = [code for name, (off, on) in CONFIG_CODES.items() if self.config[name] != old[name]
+                 for code in [on if self.config[name] in (True, "anyone") else off]]  # fmt: skip
+        silent = {*CONFIG_CODES, *PEOPLE_FIELDS}
+        if any(self.config[name] != old[name] for name in self.config if name not in silent):
+            codes.append(104)
+        if codes:
+            self.notify(*codes)
+
+    # -- lists (§8.5, §9.2, §9.5, §9.8, §10.5, §10.8)
+
+    def list_items(self, sender: JID, wanted: Element) -> list[Element]:
+        """Return the items with the role or the affiliation that `wanted` names; raises StanzaError."""
+        actor = self.standing_of(sender)
+        role, affiliation = wanted.get("role"), wanted.get("affiliation")
+        if role in ("moderator", "participant", "visitor"):
+            if actor.role != "moderator" and RANK[actor.affiliation] < RANK["admin"]:
+                raise StanzaError("forbidden")
+            return [self._role_item(occupant) for occupant in self.occupants.values() if occupant.role == role]
+        if affiliation not in ("outcast", "member", "admin", "owner"):
+            raise StanzaError("bad-request")
+        if not self._may_list(actor, affiliation):
+            raise StanzaError("forbidden")
+        return [self._affiliation_item(jid, self.affiliations[jid]) for jid in self.people(affiliation)]
+
+    def _may_list(self, actor: Standing, affiliation: str) -> bool:
+        if RANK[actor.affiliation] >= RANK["admin"]:
+            return True
+        if affiliation == "outcast":
+            return False
+        open_to_members = self["membersonly"] and self["whois"] == "anyone" and RANK[actor.affiliation] >= RANK["member"]
+        in_the_list = affiliation == "member" and actor.role in self["getmemberlist"] and self["whois"] == "anyone"
+        return bool(open_to_members or in_the_list)
+
+    def _role_item(self, occupant: Occupant) -> Element:
+        return E(MUC_ADMIN("item"), affiliation=occupant.affiliation, role=occupant.role, nick=occupant.nick,
+                 jid=occupant.latest)  # fmt: skip
+
+    def _affiliation_item(self, jid: str, entry: Mapping[str, str]) -> Element:
+        reason = E(MUC_ADMIN("reason"), None, entry["reason"]) if entry.get("reason") else None
+        item = E(MUC_ADMIN("item"), {"affiliation": entry["affiliation"], "jid": jid}, reason)
+        if entry.get("nick"):
+            item.set("nick", entry["nick"])
+        return item
+
+
+# -- what others may know of a room (§6)
+
+SERVICE_FEATURES = (DISCO_INFO, DISCO_ITEMS, MUC, f"{MUC}#stable_id", f"{MUC}#self-ping-optimization", OCCUPANT_ID,
+                    STANZA_ID, VCARD, REGISTER)  # fmt: skip
+ROOM_FEATURES: Mapping[str, tuple[str, str]] = {  # §6.4: the field, what is said when it is off, and when it is on
+    "passwordprotectedroom": ("muc_unsecured", "muc_passwordprotected"),
+    "publicroom": ("muc_hidden", "muc_public"),
+    "membersonly": ("muc_open", "muc_membersonly"),
+    "moderatedroom": ("muc_unmoderated", "muc_moderated"),
+    "persistentroom": ("muc_temporary", "muc_persistent"),
+}
+
+
+def room_features(room: Room) -> list[str]:
+    """Return the features that tell how a room is configured (§6.4)."""
+    found = [names[bool(room[name])] for name, names in ROOM_FEATURES.items()]
+    return [*found, "muc_nonanonymous" if room["whois"] == "anyone" else "muc_semianonymous"]
+
+
+def room_info(name: str, features: Iterable[str]) -> Element:
+    """Build the disco#info of a room, or of the service."""
+    identity = E(DISCO_INFO("identity"), category="conference", type="text", name=name)
+    return E(DISCO_INFO("query"), None, identity, *(E(DISCO_INFO("feature"), var=name) for name in features))
+
+
+def room_details(room: Room) -> Form:
+    """Return the muc#roominfo form of a room (§6.4)."""
+    return Form("result", [
+        Field("FORM_TYPE", "hidden", value=f"{MUC}#roominfo"),
+        Field("muc#roominfo_description", label="Description", value=room["roomdesc"]),
+        Field("muc#roominfo_occupants", label="Number of occupants", value=str(len(room.occupants))),
+        Field("muc#roominfo_subject", label="Subject", value=room.subject.get("text", "")),
+        Field("muc#roominfo_lang", label="Language", value=room["lang"]),
+        Field("muc#maxhistoryfetch", label="Earlier messages for newcomers", value=str(room["maxhistoryfetch"])),
+    ])  # fmt: skip
+
+
+def error_condition(stanza: Stanza) -> str:
+    """Return the condition of an error stanza, or "" (RFC 6120 §8.3.2)."""
+    error = stanza.find(CLIENT("error"))
+    found = (child.tag for child in (error if error is not None else ()) if namespace_of(child.tag) == STANZA_ERRORS)
+    return local_name(next((tag for tag in found if tag != STANZA_ERRORS("text")), ""))
+
+
+# -- the feature that owns the rooms
+
+
+class Relayed(NamedTuple):
+    """A request that was passed on to an occupant, and waits for its answer."""
+
+    asker: str  # full JID
+    asked: str  # occupant JID, as the asker knows it
+    id: str  # of the asker's request
+    expires_at: float  # on the loop's clock
+
+
+class RoomsDomain:
+    """The domain of the rooms of one host; a `Domain` (chapter 14)."""
+
+    def __init__(self, rooms: MultiUserChat, name: str) -> None:
+        self.rooms = rooms
+        self.name = name
+
+    def receive(self, stanza: Stanza, to: JID) -> None:
+        """Take a stanza for the service, a room, or an occupant; raises StanzaError."""
+        if stanza.tag == IQ:
+            self._receive_iq(stanza, to)
+        elif not to.local:
+            if stanza.tag == MESSAGE and stanza.get("type") != "error":
+                raise StanzaError("service-unavailable")
+        elif stanza.tag == PRESENCE:
+            self.rooms.take_presence(stanza, to)
+        else:
+            self.rooms.take_message(stanza, to)
+
+    def _receive_iq(self, stanza: Stanza, to: JID) -> None:
+        sender = JID.parse(stanza.get("from", ""))
+        if stanza.get("type") in ("result", "error"):
+            return self.rooms.relay_answer(stanza, to)
+        if to.resource:
+            return self.rooms.relay_request(stanza, to)
+        if to.local:
+            room = self.rooms.find(to)
+            if room.locked and room.affiliation_of(sender) != "owner":
+                raise StanzaError("item-not-found")
+        self.rooms.server.answer(stanza, sender, "room" if to.local else "rooms", to)
+
+
+class MultiUserChat(Feature):
+    """Multi-User Chat (XEP-0045) on a domain of its own beside each host; with XEP-0249, 0359, 0410 and 0421.
+
+        C: <presence to='kitchen@conference.example.org/Romeo'><x xmlns='http://jabber.org/protocol/muc'/></presence>
+        S: <presence from='kitchen@conference.example.org/Romeo'><x xmlns='http://jabber.org/protocol/muc#user'>
+             <item affiliation='owner' role='moderator'/><status code='201'/><status code='110'/></x></presence>
+
+    Documents: "room", by room, for persistent rooms only: "config" (the form's fields),
+    "subject", "creator", "vcard" (XML), and "@ADDRESS" for each affiliation.
+    Log: "room-history", by room: `{"at": stamp, "stanza": XML}`.
+    """
+
+    namespace = MUC
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.documents = server.storage.documents("room")
+        self.log = server.storage.log("room-history")
+        self.rooms: dict[JID, Room] = {}
+        self._relayed: OrderedDict[str, Relayed] = OrderedDict()
+        self.reloaded()
+
+    def reloaded(self) -> None:
+        """Serve rooms beside each host, as the configuration has it now."""
+        label = self.server.config.muc_host
+        names = {f"{label}.{host}" for host in self.server.config.hosts} if label else set()
+        for name, domain in list(self.server.domains.items()):
+            if isinstance(domain, RoomsDomain) and name not in names:
+                del self.server.domains[name]
+                self.rooms = {jid: room for jid, room in self.rooms.items() if jid.domain != name}
+        for name in names - set(self.server.domains):
+            self.server.domains[name] = RoomsDomain(self, name)
+            for jid in self.documents.owners(name):
+                self._load(jid)
+
+    def find(self, jid: JID) -> Room:
+        """Return the room of this address; raises StanzaError("item-not-found")."""
+        room = self.rooms.get(jid.bare)
+        if room is None:
+            raise StanzaError("item-not-found", "there is no such room")
+        return room
+
+    # -- what lasts
+
+    def _load(self, jid: JID) -> None:
+        room = Room(jid, self.server.secret, self.server.emit, self)
+        stored = self.documents.items(jid)
+        known = {name: value for name, value in stored.get("config", {}).items() if name in room.config}
+        room.config = {**room.config, **known}
+        room.subject = dict(stored.get("subject", {}))
+        room.creator = stored.get("creator", "")
+        room.affiliations = {key[1:]: dict(entry) for key, entry in stored.items() if key.startswith("@")}
+        room.has_loaded_history = False
+        self.rooms[jid] = room
+
+    def _load_history(self, room: Room) -> None:
+        if not room.has_loaded_history:
+            room.has_loaded_history = True
+            room.history.extend(Said(record["at"], record["stanza"]) for record in self.log.read(room.jid))
+
+    def store(self, room: Room, key: str, item: Json) -> None:
+        """Keep one part of a persistent room."""
+        if room["persistentroom"] and not room.locked:
+            self.documents.put(room.jid, key, item)
+
+    def remember(self, room: Room, said: Said) -> None:
+        """Keep a message of a persistent room, and drop old ones now and then."""
+        if not room["persistentroom"]:
+            return
+        self.log.append(room.jid, {"at": said.at, "stanza": said.stanza})
+        most = LOGGED_HISTORY if room["enablelogging"] else HISTORY_MOST
+        if self.log.count(room.jid) > 2 * most:
+            self.log.drop(room.jid, most)
+
+    def configured(self, room: Room) -> None:
+        """Keep the whole room if it has become persistent, the configuration if it is, nothing if it isn't."""
+        is_stored = self.documents.get(room.jid) is not None
+        if not room["persistentroom"]:
+            if is_stored:
+                self.server.storage.remove_owner(room.jid)
+            return
+        self.documents.put(room.jid, "config", dict(room.config))
+        if not is_stored:
+            self.documents.put(room.jid, "creator", room.creator)
+            if room.subject:
+                self.documents.put(room.jid, "subject", room.subject)
+            for jid, entry in room.affiliations.items():
+                self.documents.put(room.jid, f"@{jid}", entry)
+            self.log.rewrite(room.jid, [{"at": said.at, "stanza": said.stanza} for said in room.history])
+
+    def forget(self, room: Room) -> None:
+        """The room is gone, from memory and from disk."""
+        self.rooms.pop(room.jid, None)
+        self.server.storage.remove_owner(room.jid)
+
+    def _tidy(self, room: Room) -> None:
+        """§7.14, §10.1.3: an empty room stays only if it is persistent and was ever configured."""
+        if not room.occupants and (room.locked or not room["persistentroom"]):
+            self.forget(room)
+
+    # -- stanzas
+
+    def take_presence(self, stanza: Stanza, to: JID) -> None:
+        """§7.2, §7.6, §7.7, §7.14. Only `unavailable` leaves and only no type at all enters (§17.3)."""
+        room, sender, type = self.rooms.get(to.bare), stanza.get("from", ""), stanza.get("type")
+        if type is None:
+            return self._enter(room, stanza, to)
+        if room is None or sender not in room.present:
+            return
+        if type == "unavailable":
+            room.leave(stanza)
+        elif type == "error" and error_condition(stanza) in GONE_CONDITIONS:
+            room.remove_unreachable(sender)
+        self._tidy(room)
+
+    def _enter(self, room: Room | None, stanza: Stanza, to: JID) -> None:
+        if not to.resource:
+            raise StanzaError("jid-malformed", "a nickname is needed to enter a room")  # §7.2.1
+        entry = stanza.find(MUC("x"))
+        if entry is None and (room is None or stanza.get("from", "") not in room.present):
+            return self._answer_ghost(stanza, to)
+        if entry is None:
+            assert room is not None
+            return room.update_presence(stanza, to.resource)
+        if room is None:
+            room = self._create(JID.parse(stanza.get("from", "")), to.bare)
+        self._check_joined(stanza.get("from", ""))
+        self._load_history(room)
+        try:
+            room.join(stanza, to.resource, entry)
+        finally:
+            self._tidy(room)
+
+    def _answer_ghost(self, stanza: Stanza, to: JID) -> None:
+        """§7.2.18: a client that believes to be in the room learns that it isn't, and can join anew."""
+        gone = Stanza(PRESENCE, {"type": "unavailable", "from": str(to), "to": stanza.get("from", "")})
+        item = E(MUC_USER("item"), affiliation="none", role="none")
+        gone.add(E(MUC_USER("x"), None, item, *(E(MUC_USER("status"), code=code) for code in ("110", "307", "333"))))
+        self.server.emit(gone)
+
+    def _create(self, creator: JID, jid: JID) -> Room:
+        """§10.1: for those who may; other servers' users join rooms, but don't make them here."""
+        config = self.server.config
+        is_admin = creator.bare in config.admins
+        if creator.domain not in config.hosts or (config.muc_create == "admins" and not is_admin):
+            raise StanzaError("not-allowed", "you may not create rooms here")
+        own = sum(room.creator == str(creator.bare) for room in self.rooms.values())
+        if len(self.rooms) >= MAX_ROOMS or (own >= MAX_ROOMS_PER_OWNER and not is_admin):
+            raise StanzaError("resource-constraint", "too many rooms")
+        room = Room(jid, self.server.secret, self.server.emit, self)
+        room.locked = True
+        room.creator = str(creator.bare)
+        room.affiliations[room.creator] = {"affiliation": "owner"}
+        self.rooms[jid] = room
+        return room
+
+    def _check_joined(self, full: str) -> None:
+        if sum(full in room.present for room in self.rooms.values()) > MAX_ROOMS_JOINED:
+            raise StanzaError("resource-constraint", "you are in too many rooms")
+
+    def take_message(self, stanza: Stanza, to: JID) -> None:
+        """§7.4, §7.5, §7.8, §7.13; an error tells that an occupant is gone (§18.1.2)."""
+        room, type = self.rooms.get(to.bare), stanza.get("type")
+        if type == "error":
+            if room is not None and error_condition(stanza) in GONE_CONDITIONS:
+                room.remove_unreachable(stanza.get("from", ""))
+                self._tidy(room)
+            return
+        if room is None or (room.locked and stanza.get("from", "") not in room.present):
+            raise StanzaError("item-not-found", "there is no such room")  # §17.2
+        if to.resource:
+            room.whisper(stanza, to.resource)
+        elif type == "groupchat":
+            room.speak(stanza)
+        else:
+            self._take_request(room, stanza)
+
+    def _take_request(self, room: Room, stanza: Stanza) -> None:
+        extension = stanza.find(MUC_USER("x"))
+        form = Form.within(stanza)
+        if extension is not None and (invitations := extension.findall(MUC_USER("invite"))):
+            for invitation in invitations[:10]:  # threat S55: one message is no megaphone
+                room.invite(stanza, invitation)
+        elif extension is not None and (refusal := extension.find(MUC_USER("decline"))) is not None:
+            room.decline(stanza, refusal)
+        elif form is not None:
+            room.take_voice_form(stanza, form)
+        else:
+            raise StanzaError("bad-request", "a message to the room is of type groupchat")
+
+    # -- requests between occupants (§17.4)
+
+    def relay_request(self, stanza: Stanza, to: JID) -> None:
+        """Pass a request on to an occupant, or answer it here: a ping to oneself (XEP-0410)."""
+        room = self.find(to)
+        asker = room.present.get(stanza.get("from", ""))
+        payload = stanza[0].tag
+        if asker is None:
+            is_disco = namespace_of(payload) in (DISCO_INFO, DISCO_ITEMS)
+            raise StanzaError("bad-request" if is_disco else "not-acceptable")  # §6.6; XEP-0410 §3
+        asked = room.occupants.get(to.resource)
+        if asked is None:
+            raise StanzaError("item-not-found")
+        if asked is asker and payload == PING("ping"):
+            answer = {"type": "result", "id": stanza.get("id", ""), "from": str(to), "to": stanza.get("from", "")}
+            return self.server.emit(Stanza(IQ, answer))
+        id = self._note_relayed(Relayed(stanza.get("from", ""), str(to), stanza.get("id", ""), self.server.loop.now()))
+        target = str(asked.jid) if payload == VCARD("vCard") else asked.latest
+        request = stanza.addressed(to=target, sender=f"{room.address}/{asker.nick}")
+        request.set("id", id)
+        self.server.route(request, JID.parse(target))
+
+    def _note_relayed(self, relayed: Relayed) -> str:
+        while self._relayed:
+            oldest = next(iter(self._relayed.values()))
+            if len(self._relayed) < MAX_RELAYED and oldest.expires_at + RELAY_TIMEOUT > relayed.expires_at:
+                break
+            self._relayed.popitem(last=False)
+        id = secrets.token_urlsafe(12)
+        self._relayed[id] = relayed
+        return id
+
+    def relay_answer(self, stanza: Stanza, to: JID) -> None:
+        """Bring an occupant's answer to who asked, under the names that both know; any other is ignored."""
+        relayed = self._relayed.pop(stanza.get("id", ""), None)
+        if relayed is not None:
+            answer = stanza.addressed(to=relayed.asker, sender=relayed.asked)
+            answer.set("id", relayed.id)
+            self.server.emit(answer)
+
+    # -- service discovery (§6)
+
+    def disco_items(self, request: Iq, items: Element) -> None:
+        """§6.1: the rooms are a service of the host."""
+        label = self.server.config.muc_host
+        if label and not request.owner.local:
+            items.append(E(DISCO_ITEMS("item"), jid=f"{label}.{request.owner.domain}", name="Chat rooms"))
+
+    @iq("get", DISCO_INFO("query"), to="rooms")
+    def service_info(self, request: Iq) -> Payload:
+        """§6.2."""
+        if request.payload.get("node"):
+            raise StanzaError("item-not-found")
+        return room_info("Chat rooms", SERVICE_FEATURES)
+
+    @iq("get", DISCO_ITEMS("query"), to="rooms")
+    def service_items(self, request: Iq) -> Payload:
+        """§6.3: the rooms that want to be found, in pages."""
+        public = [(str(jid), room) for jid, room in sorted(self.rooms.items()) if room["publicroom"] and not room.locked]
+        shown, pages = page(request.payload, public)
+        items = (E(DISCO_ITEMS("item"), jid=jid, name=room["roomname"] or room.jid.local) for jid, room in shown)
+        return E(DISCO_ITEMS("query"), None, *items, pages)
+
+    @iq("get", DISCO_INFO("query"), to="room")
+    def info(self, request: Iq) -> Payload:
+        """§6.4; the node x-roomuser-item tells the nickname that is reserved for who asks (§7.12)."""
+        room = self.find(request.owner)
+        node = request.payload.get("node")
+        if node == "x-roomuser-item":
+            return self._reserved_nick(room, request.sender)
+        if node == f"{MUC}#traffic":
+            raise StanzaError("service-unavailable")  # §18.1.1: nothing is filtered
+        if node:
+            raise StanzaError("item-not-found")
+        info = room_info(room["roomname"] or room.jid.local, [*SERVICE_FEATURES, *room_features(room)])
+        info.append(room_details(room).to_element())
+        return info
+
+    def _reserved_nick(self, room: Room, asker: JID) -> Element:
+        nick = room.affiliations.get(str(asker.bare), {}).get("nick")
+        identity = E(DISCO_INFO("identity"), category="conference", type="text", name=nick) if nick else None
+        return E(DISCO_INFO("query"), {"node": "x-roomuser-item"}, identity)
+
+    @iq("get", DISCO_ITEMS("query"), to="room")
+    def items(self, request: Iq) -> Payload:
+        """§6.5: who is there, if that is public or the asker is there too."""
+        room = self.find(request.owner)
+        is_open = room["publicroom"] and not room["membersonly"]
+        if not is_open and str(request.sender) not in room.present:
+            return E(DISCO_ITEMS("query"))
+        names = (E(DISCO_ITEMS("item"), jid=f"{room.address}/{nick}") for nick in room.occupants)
+        return E(DISCO_ITEMS("query"), None, *names)
+
+    @iq("get", PING("ping"), to="rooms")
+    def ping(self, request: Iq) -> None:
+        """XEP-0199 §4.2, for the service itself."""
+
+    # -- administration (§8 to §10)
+
+    @iq("get", MUC_ADMIN("query"), to="room")
+    def lists(self, request: Iq) -> Payload:
+        """§8.5, §9.2, §9.5, §9.8, §10.5, §10.8."""
+        if len(request.payload) != 1 or request.payload[0].tag != MUC_ADMIN("item"):
+            raise StanzaError("bad-request")
+        items = self.find(request.owner).list_items(request.sender, request.payload[0])
+        return E(MUC_ADMIN("query"), None, *items)
+
+    @iq("set", MUC_ADMIN("query"), to="room")
+    def administer(self, request: Iq) -> Payload:
+        """§8.2 to §8.5, §9, §10.3 to §10.8: all items, or none of them (§9.2)."""
+        room = self.find(request.owner)
+        items = request.payload.findall(MUC_ADMIN("item"))
+        if not items or len(items) != len(request.payload):
+            raise StanzaError("bad-request")
+        changes = [room.plan(request.sender, item) for item in items]
+        leaving = {str(change.jid) for change in changes if change.affiliation and change.affiliation != "owner"}
+        if any(change.affiliation for change in changes) and not set(room.people("owner")) - leaving:
+            if not any(change.affiliation == "owner" for change in changes):
+                raise StanzaError("conflict", "a room has at least one owner")
+        room.apply(request.sender, changes)
+        self._tidy(room)
+        return None
+
+    @iq("get", MUC_OWNER("query"), to="room")
+    def configuration(self, request: Iq) -> Payload:
+        """§10.1.3, §10.2."""
+        room = self._owned(request)
+        people = {name: [JID.parse(jid) for jid in room.people(what)] for name, what in PEOPLE_FIELDS.items()}
+        return E(MUC_OWNER("query"), None, ROOM_FORM.fill({**room.config, **people}).to_element())
+
+    @iq("set", MUC_OWNER("query"), to="room")
+    def configure(self, request: Iq) -> Payload:
+        """§10.1.2, §10.1.3, §10.2, §10.9: configure, accept the defaults, give up, or destroy."""
+        room = self._owned(request)
+        destroy = request.payload.find(MUC_OWNER("destroy"))
+        if destroy is not None:
+            return self._destroy(room, destroy)
+        form = Form.within(request.payload)
+        if form is None:
+            raise StanzaError("bad-request")
+        changes = ROOM_FORM.read(form)
+        if changes is not None:
+            room.configure(changes)
+            self._tidy(room)
+        elif room.locked:
+            self._destroy(room, E(MUC_OWNER("destroy")))  # §10.1.3: whoever cancels the first form wants no room
+        return None
+
+    def _owned(self, request: Iq) -> Room:
+        room = self.find(request.owner)
+        if room.affiliation_of(request.sender) != "owner":
+            raise StanzaError("forbidden")
+        return room
+
+    def _destroy(self, room: Room, wish: Element) -> Payload:
+        """§10.9: from disk first, then everybody hears of it, with the other place to meet."""
+        self.forget(room)
+        told = E(MUC_USER("destroy"), {key: wish.attrib[key] for key in ("jid",) if key in wish.attrib})
+        for name in ("password", "reason"):
+            if text := child_text(wish, MUC_OWNER(name)):
+                told.append(E(MUC_USER(name), None, text))
+        room.close(destroy=told)
+        return None
+
+    # -- registration (§7.10) and the room's card (XEP-0054)
+
+    @iq("get", REGISTER("query"), to="room")
+    def registration(self, request: Iq) -> Payload:
+        """§7.10: whether one is known to the room, or the form to become so."""
+        room = self.find(request.owner)
+        entry = self._registrable(room, request.sender)
+        if entry is not None:
+            known = E(REGISTER("username"), None, entry.get("nick") or None)
+            return E(REGISTER("query"), None, E(REGISTER("registered")), known)
+        return E(REGISTER("query"), None, REGISTER_FORM.fill().to_element())
+
+    @iq("set", REGISTER("query"), to="room")
+    def register(self, request: Iq) -> Payload:
+        """§7.10: become a member with a nickname of one's own, or stop being one."""
+        room, owner = self.find(request.owner), request.sender.bare
+        entry = self._registrable(room, request.sender)
+        if request.payload.find(REGISTER("remove")) is not None:
+            if entry is not None and entry["affiliation"] == "member":
+                room.set_affiliation(RoomChange(affiliation="none", jid=owner))
+            return None
+        form = Form.within(request.payload)
+        values = None if form is None else REGISTER_FORM.read(form)
+        if values is None:
+            raise StanzaError("bad-request")
+        nick = JID.parse(f"{room.address}/{values['muc#register_roomnick']}").resource
+        if room.owner_of_nick(nick) not in ("", str(owner)):
+            raise StanzaError("conflict", "this nickname is reserved")
+        affiliation = entry["affiliation"] if entry else "member"
+        room.set_affiliation(RoomChange(affiliation=affiliation, jid=owner, reserved=nick))
+        return None
+
+    def _registrable(self, room: Room, sender: JID) -> Mapping[str, str] | None:
+        affiliation = room.affiliation_of(sender)
+        if affiliation == "outcast":
+            raise StanzaError("forbidden")
+        if affiliation == "none" and room["membersonly"]:
+            raise StanzaError("not-allowed", "members are made by the admins of this room")
+        return room.affiliations.get(str(sender.bare))
+
+    @iq("get", VCARD("vCard"), to="room")
+    def card(self, request: Iq) -> Payload:
+        """The room's vCard, with its picture (XEP-0486 §3)."""
+        stored = self.documents.item(self.find(request.owner).jid, "vcard")
+        if stored is None:
+            raise StanzaError("item-not-found")
+        return parse_element(stored)
+
+    @iq("set", VCARD("vCard"), to="room")
+    def set_card(self, request: Iq) -> Payload:
+        """Owners only, and persistent rooms only: nothing else lasts."""
+        room = self._owned(request)
+        if not room["persistentroom"]:
+            raise StanzaError("not-allowed", "make the room persistent first")
+        self.documents.put(room.jid, "vcard", serialize(request.payload, CLIENT))
+        room.notify(104)
+        return None
+
+    # -- events
+
+    def account_removed(self, owner: JID) -> None:
+        """Who gets the name next must not inherit what it was in rooms; without an owner a room goes to its admins."""
+        address = str(owner)
+        for room in list(self.rooms.values()):
+            entry = room.affiliations.get(address)
+            if entry is None:
+                continue
+            if entry["affiliation"] == "owner" and room.people("owner") == [address]:
+                heirs = room.people("admin") or room.people("member")
+                if not heirs:
+                    self._destroy(room, E(MUC_OWNER("destroy")))
+                    continue
+                room.set_affiliation(RoomChange(affiliation="owner", jid=JID.parse(heirs[0])))
+            room.set_affiliation(RoomChange(affiliation="none", jid=owner))
+
+    def shutting_down(self) -> None:
+        """§11.2: the rooms close for a while (332)."""
+        for room in self.rooms.values():
+            room.close(332)
 
 
 # ==== 25. Administration: the control channel ====
@@ -9160,6 +10920,7 @@ class Trace:
 #     xmppd init example.org              write a configuration
 #     xmppd user add alice@example.org    an account, whether the server runs or not
 #     xmppd check                         is everything as it should be, and if not, what to do
+#     xmppd pack                          one file with all packages, for other machines
 #
 # A command is a function from its options to an exit status: 0 is success, 1 a failure, 2 a
 # command line that makes no sense, 130 an interruption by ^C. Failures are one line on
@@ -9186,6 +10947,7 @@ FEATURES: tuple[type[Feature], ...] = (
     EntityTime,
     LastActivity,
     PrivateStorage,
+    MultiUserChat,
 )
 
 FOUNDATIONS = (  # what is built into a chapter rather than into a feature
@@ -9310,9 +11072,16 @@ def complain(text: str) -> None:
 
 def missing_packages() -> list[str]:
     """Return the names of packages that are needed and cannot be found."""
+    # A zipapp may bring `cryptography` along, or do without it where [tls] names certificates.
+    optional = ["cryptography"] if own_archive() else []
+    return [name for name in PACKAGES.values() if name not in (*found_packages(), *optional)]
+
+
+def found_packages() -> list[str]:
+    """Return the names of the packages that Python finds."""
     import importlib.util
 
-    return [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    return [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is not None]
 
 
 def configured(options: argparse.Namespace) -> Config:
@@ -9762,6 +11531,160 @@ def running_status(config: Config) -> dict[str, Any] | None:
         return None
 
 
+# -- pack: the zipapp, one file that Python runs (PEP 441). Python imports from inside it, bytecode
+# before source. The source is there too: it is what tracebacks quote, what people read, and what
+# another version of Python runs.
+#
+#     __main__.py                      xmppd.py, xmppd.pyc
+#     defusedxml/…  platformdirs/…     packed/linux-x86_64.cpython-311-x86_64-linux-gnu.zip
+#     tomli_w/…     *.dist-info/…      (`cryptography`, which chapter 9 unpacks when it is needed)
+
+COMPILED_PACKAGES = {"cryptography": "cryptography", "_cffi_backend": "cffi"}  # the second is a part of what it needs
+EXTRAS = {"dns": "dnspython", "h11": "h11", "ifaddr": "ifaddr", "segno": "segno", "wsproto": "wsproto",
+          "zeroconf": "zeroconf"}  # taken along if they are installed, and pure Python  # fmt: skip
+ZIPAPP_SHEBANG = b"#!/usr/bin/env python3\n"
+ZIPAPP_MAIN = """\
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("xmppd: needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+import xmppd
+
+sys.exit(xmppd.main())
+"""
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the first there is; one date for all, so that equal contents make equal archives
+COMPILE_TIMEOUT = 300.0  # seconds; 1.5 on a desktop
+
+
+def pack(options: argparse.Namespace) -> int:
+    """Write a zipapp with this program and its packages."""
+    import inspect
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "__main__.py").write_bytes(ZIPAPP_MAIN.encode())
+        (folder / "xmppd.py").write_bytes(inspect.getsource(sys.modules[__name__]).encode())
+        pure = {module: package for module, package in PACKAGES.items() if module not in COMPILED_PACKAGES}
+        for module, package in (pure | EXTRAS).items():
+            copy_package(module, package, folder)
+        for module in EXTRAS:
+            leave_out_compiled(folder / module)
+        add_bytecode(folder)
+        if not options.pure:
+            add_compiled_packages(folder)
+        content = zip_of(folder, ZIPAPP_SHEBANG)
+    write_program(options.output, content)
+    inside = "without `cryptography`" if options.pure else f"with `cryptography` for {platform_tag()}"
+    print(f"wrote {options.output}, {len(content) / 1e6:.1f} MB, {inside}")
+    print(f"next: python3 {options.output}")
+    return 0
+
+
+def copy_package(module: str, package: str, folder: Path) -> None:
+    """Copy a package, without bytecode and with its licence, from where Python finds it, another zipapp included."""
+    from importlib import metadata, resources, util
+
+    spec = util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return
+    if spec.submodule_search_locations is not None:
+        copy_resources(resources.files(module), folder / module)
+    elif os.path.isfile(spec.origin):  # else it is a part of the interpreter
+        (folder / Path(spec.origin).name).write_bytes(Path(spec.origin).read_bytes())
+    try:
+        about = metadata.distribution(package).files or ()
+    except metadata.PackageNotFoundError:
+        return
+    for path in about:
+        if re.search(r"\.dist-info/(METADATA|RECORD|.*(LICEN[CS]E|COPYING|NOTICE).*)$", str(path)):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(path.read_binary())
+
+
+def copy_resources(source: Traversable, folder: Path) -> None:
+    """Copy a folder of a package, which may lie inside an archive."""
+    folder.mkdir()
+    for entry in source.iterdir():
+        if entry.is_dir() and entry.name != "__pycache__":
+            copy_resources(entry, folder / entry.name)
+        elif entry.is_file() and not entry.name.endswith(".pyc"):
+            (folder / entry.name).write_bytes(entry.read_bytes())
+
+
+def leave_out_compiled(folder: Path) -> None:
+    """Remove a package again if a part of it is compiled."""
+    import shutil
+
+    if any(path.suffix in (".so", ".pyd") for path in folder.rglob("*")):
+        shutil.rmtree(folder)
+
+
+def add_bytecode(folder: Path) -> None:
+    """Compile all files of a folder; raises ConfigError.
+
+    In a process of its own: bytecode differs by what else the interpreter has in memory.
+    """
+    import subprocess
+
+    # Unchecked, since the files' dates say nothing. The path is for tracebacks.
+    options = ["-q", "-b", "--invalidation-mode", "unchecked-hash", "-s", str(folder), "-p", "xmppd.pyz", str(folder)]
+    command = [sys.executable, "-I", "-S", "-m", "compileall", *options]
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=COMPILE_TIMEOUT, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"cannot compile the program: {error}; is this Python whole?") from error
+
+
+def add_compiled_packages(folder: Path) -> None:
+    """Add `cryptography` for this platform; raises ConfigError if this is a zipapp that brings none."""
+    import tempfile
+
+    try:
+        sys.path += packages_path()
+    except ConfigError as error:
+        raise ConfigError(f"{error}; install it, or pack without: --pure") from error
+    with tempfile.TemporaryDirectory() as name:
+        for module, package in COMPILED_PACKAGES.items():
+            copy_package(module, package, Path(name))
+        (folder / PACKED).mkdir()
+        (folder / packed_name()).write_bytes(zip_of(Path(name)))
+
+
+def zip_of(folder: Path, heading: bytes = b"") -> bytes:
+    """Return a ZIP file with all files of a folder, which depends on nothing but their names and contents."""
+    import io
+    import zipfile
+
+    buffer = io.BytesIO()
+    buffer.write(heading)
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, path in sorted(files.items()):
+            info = zipfile.ZipInfo(name, ZIP_DATE)
+            info.create_system, info.external_attr = 3, 0o644 << 16  # Unix, wherever this runs
+            archive.writestr(info, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def write_program(path: Path, content: bytes) -> None:
+    """Replace a file by one that can be executed, wholly or not at all; raises ConfigError."""
+    import contextlib
+
+    new = path.with_name(f"{path.name}.new")
+    try:
+        with open(new, "wb", opener=lambda name, flags: os.open(name, flags, 0o777)) as file:  # umask takes from that
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # where there is no such folder, there is no such file
+            new.unlink()
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another place") from error
+
+
 # -- check
 
 
@@ -9785,7 +11708,7 @@ def check(options: argparse.Namespace) -> int:
 
 def find_everything(options: argparse.Namespace) -> Iterator[Finding]:
     """Yield all findings; without a configuration there is little to look at."""
-    yield Finding(f"Python {sys.version.split()[0]} has all packages: {', '.join(PACKAGES.values())}")
+    yield Finding(f"Python {sys.version.split()[0]} has all packages: {', '.join(found_packages())}")
     yield check_clock(datetime.now(UTC))
     try:
         config = configured(options)
@@ -9844,6 +11767,11 @@ def user_name() -> str:
 
 def check_certificates(config: Config) -> Iterator[Finding]:
     """Yield findings about certificates: readable, for all hosts, with their keys, and valid for a while."""
+    try:
+        if config.tls is None:
+            packed_packages()
+    except ConfigError as error:
+        yield Finding(f"certificate: {error}", "python3 -m pip install cryptography, or set [tls] certificate and key")
     own = config.data / "tls" / "leaf.pem"
     if config.tls is None and not own.exists():
         yield Finding("certificate: our own authority will make one at the first start")
@@ -9943,6 +11871,9 @@ def build_parser() -> argparse.ArgumentParser:
     shown = add_command(commands, "status", status, "what runs, since when, sessions, memory; exit status 1 if nothing")
     shown.add_argument("--json", action="store_true", help="print JSON")
     add_command(commands, "check", check, "look at configuration, certificate, ports, disk; say what to mend")
+    packing = add_command(commands, "pack", pack, "write xmppd.pyz: the program with its packages, for other machines")
+    packing.add_argument("output", nargs="?", type=Path, default=Path("xmppd.pyz"), metavar="FILE", help="its name")
+    packing.add_argument("--pure", action="store_true", help="leave out what is compiled: `cryptography`")
     return parser
 
 

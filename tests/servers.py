@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,14 @@ def password_of_jid(jid: str) -> str:
 
 
 class ServerProcess:
-    """`python xmppd.py --config FILE --data DIR run`; its stderr is collected, line by line."""
+    """`python xmppd.py --config FILE --data DIR run`; its stderr is collected, line by line.
 
-    def __init__(self, config: Path, data: Path) -> None:
-        self.command = [sys.executable, str(xmppd.__file__), "--config", str(config), "--data", str(data)]
+    `program` stands in for xmppd.py: the words of a script that does something else before.
+    """
+
+    def __init__(self, config: Path, data: Path, program: Sequence[str] = ()) -> None:
+        program = program or (str(xmppd.__file__),)
+        self.command = [sys.executable, *program, "--config", str(config), "--data", str(data)]
         self.lines: list[str] = []
         self._new_lines: queue.Queue[str] = queue.Queue()
         command, nowhere = [*self.command, "run"], subprocess.DEVNULL
@@ -122,6 +126,7 @@ class ServerProcess:
         """End it as a power cut does."""
         self.process.kill()
         self.process.wait(STOP_TIMEOUT)
+        self._reader.join(STOP_TIMEOUT)
 
     def stop(self) -> None:
         """End it with SIGTERM, and check that it leaves with status 0 and without a traceback."""
@@ -146,6 +151,7 @@ class ProcessServer:
         self.config = write_configuration(folder, configuration({"listen": listen}, values))
         self.ports: dict[str, int] = {}  # by the names in [listen], once it runs
         self.cast = Cast()
+        self.program: Sequence[str] = ()  # see `ServerProcess`
         self._process: ServerProcess | None = None
 
     @property
@@ -156,7 +162,7 @@ class ProcessServer:
 
     def start(self) -> None:
         """Start and wait until it says that it is ready."""
-        self._process = ServerProcess(self.config, self.data)
+        self._process = ServerProcess(self.config, self.data, self.program)
         try:
             ready = self._process.wait_for("ready: ")
         except AssertionError:
@@ -230,6 +236,21 @@ def authority_in(data: Path) -> Path:
 
 
 # ---- in this process ------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds that never go back, and that a test may skip."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def __call__(self) -> float:
+        """Return the loop's time."""
+        return time.monotonic() + self.skipped
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self.skipped += seconds
 
 
 class BugReports(logging.Handler):
@@ -320,7 +341,8 @@ class MemoryServer:
         config = xmppd.load_config(write_configuration(folder, configuration(values)), data=folder / "data")
         self.bugs = BugReports()
         logging.getLogger("xmppd").addHandler(self.bugs)
-        self.loop = xmppd.Loop()
+        self.clock = Clock()
+        self.loop = xmppd.Loop(self.clock)
         self.storage = xmppd.Storage(config.data, self.loop, sync=False, freeze=True)
         self.server = xmppd.Server(config, self.loop, self.storage, xmppd.FEATURES)
         self.cast = Cast()

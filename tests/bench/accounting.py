@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ TICKS = os.sysconf("SC_CLK_TCK")  # per second, the unit of /proc/PID/stat
 KIB = 1024
 
 
+@functools.cache  # before anybody is pinned
 def cores() -> tuple[int, int]:
     """Return the cores of the servers and of the load: two different ones where there are two."""
     available = sorted(os.sched_getaffinity(0))

@@ -65,11 +65,14 @@ class Load:
         self.context = context
         self.selector = selectors.DefaultSelector()
         self.stopping = False  # the clients begin nothing new
+        self.after_turn: Callable[[], None] | None = None  # for a case that has to look after its clients
 
     def turn(self, timeout: float) -> None:
         """Let clients whose sockets are ready do what they have to."""
         for key, events in self.selector.select(timeout):
             key.data(events)
+        if self.after_turn is not None:
+            self.after_turn()
 
     def run_for(self, seconds: float) -> None:
         """Run turns for a while."""

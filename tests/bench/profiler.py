@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -39,7 +40,7 @@ class Profiler:
     def end(self) -> None:
         """Stop sampling."""
         assert self._process is not None
-        self._process.send_signal(2)  # as Ctrl-C: it writes what it has
+        self._process.send_signal(signal.SIGINT)  # it writes what it has
         self._process.wait(PATIENCE)
 
     def report(self, amount: int = 25) -> str:
@@ -47,17 +48,18 @@ class Profiler:
         functions, lines, whole = Counter[str](), Counter[tuple[str, str]](), Counter[str]()
         for path in self._files:
             for sample in path.read_text().splitlines() if path.exists() else ():
-                stack, _, number = sample.rpartition(" ")
+                stack, _, times = sample.rpartition(" ")
+                taken = int(times)
                 frames = [frame.rpartition(":") for frame in stack.split(";")]
                 function = frames[-1][0].rstrip(")")
-                functions[function] += int(number)
-                lines[function, frames[-1][2].rstrip(")")] += int(number)
-                whole.update(dict.fromkeys({frame[0] for frame in frames}, int(number)))
+                functions[function] += taken
+                lines[function, frames[-1][2].rstrip(")")] += taken
+                whole.update(dict.fromkeys({frame[0] for frame in frames}, taken))
         self._files.clear()
         total = functions.total() or 1
         text = [f"{'self':>6} {'whole':>6}  function: its lines ({total} samples)"]
-        for function, number in functions.most_common(amount):
-            top = Counter({line: n for (name, line), n in lines.items() if name == function}).most_common(4)
-            where = ", ".join(f"{line} {n / total:.1%}" for line, n in top)
-            text.append(f"{number / total:6.1%} {whole[function] / total:6.1%}  {function}): {where}")
+        for function, samples in functions.most_common(amount):
+            top = Counter({line: own for (name, line), own in lines.items() if name == function}).most_common(4)
+            where = ", ".join(f"{line} {own / total:.1%}" for line, own in top)
+            text.append(f"{samples / total:6.1%} {whole[function] / total:6.1%}  {function}): {where}")
         return "\n".join(text)

@@ -26,12 +26,14 @@ def median_and_spread(values: Sequence[float]) -> str:
 
 def ratio(ours: Sequence[float], *others: Sequence[float]) -> float:
     """Return the median over the rounds of our share of the best of the others in the same round."""
-    return statistics.median(mine / min(rest) for mine, *rest in zip(ours, *others, strict=True))
+    best = [min(values) for values in zip(*others, strict=True)]
+    return statistics.median([mine / other for mine, other in zip(ours, best, strict=True)])
 
 
 def verdicts(row: Row, found: Mapping[str, Sequence[float]]) -> tuple[list[str], list[str]]:
     """Return what to say of a row's ratios, and what became of its targets."""
-    said, targets = [], []
+    said: list[str] = []
+    targets: list[str] = []
     ours = found.get("xmppd")
     if ours is None:
         return said, targets

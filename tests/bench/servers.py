@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,18 @@ import tomli_w
 
 import xmppd
 from tests.bench.accounting import cores, cpu_seconds
-from tests.bench.people import EVERYBODY, HOST, ITERATIONS, PASSWORD, PRESENT, SALT, bare_jid, contacts_of, name_of, scram_keys
+from tests.bench.people import (
+    EVERYBODY,
+    HOST,
+    ITERATIONS,
+    PASSWORD,
+    PRESENT,
+    SALT,
+    bare_jid,
+    contacts_of,
+    name_of,
+    scram_keys,
+)
 
 START_TIMEOUT = 60.0  # seconds
 STOP_TIMEOUT = 30.0  # seconds from SIGTERM to the end
@@ -38,6 +49,24 @@ HELLO = (
     f"<?xml version='1.0'?><stream:stream to='{HOST}' version='1.0' xmlns='jabber:client' "
     "xmlns:stream='http://etherx.jabber.org/streams'>"
 ).encode()
+
+
+# What the peers do besides the core. "like": what xmppd does. "debian": what the packages switch on,
+# but for archive, rooms, federation, the web, administration, and limits of rates.
+LIKE = {
+    "prosody": ("roster", "saslauth", "tls", "disco", "offline", "ping", "lastactivity", "private", "time", "version"),
+    "ejabberd": ("mod_disco", "mod_last", "mod_offline", "mod_ping", "mod_private", "mod_roster", "mod_time",
+                 "mod_version"),
+}  # fmt: skip
+DEBIAN = {
+    "prosody": ("roster", "saslauth", "tls", "disco", "offline", "ping", "private", "time", "uptime", "version",
+                "blocklist", "bookmarks", "carbons", "csi_simple", "pep", "posix", "smacks", "vcard4", "vcard_legacy"),
+    "ejabberd": ("mod_disco", "mod_last", "mod_offline", "mod_ping", "mod_private", "mod_roster", "mod_version",
+                 "mod_adhoc", "mod_avatar", "mod_blocking", "mod_caps", "mod_carboncopy", "mod_client_state",
+                 "mod_fail2ban", "mod_privacy", "mod_pubsub", "mod_push", "mod_push_keepalive", "mod_shared_roster",
+                 "mod_stream_mgmt", "mod_vcard", "mod_vcard_xupdate"),
+}  # fmt: skip
+MODULES: Mapping[str, Mapping[str, Sequence[str]]] = {"like": LIKE, "debian": DEBIAN}
 
 
 class NotInstalled(Exception):
@@ -89,8 +118,9 @@ class Server(ABC):
     user: ClassVar[str] = ""  # whom it insists on being; "": whoever runs the benchmark
     direct_tls_first: ClassVar[bool] = False  # there is no other port
 
-    def __init__(self, folder: Path, certificates: xmppd.CertificateFiles) -> None:
+    def __init__(self, folder: Path, certificates: xmppd.CertificateFiles, modules: str = "like") -> None:
         self.folder = folder / self.name
+        self.modules = MODULES[modules].get(self.name, ())
         self.port = free_port()  # STARTTLS
         self.tls_port = free_port()  # TLS from the first byte
         self.ready_seconds = 0.0  # how long the last start took
@@ -257,9 +287,7 @@ class Prosody(Server):
             c2s_direct_tls_ports = {{ {self.tls_port} }}
             s2s_ports = {{}}
             network_backend = "epoll"
-            modules_enabled = {{
-                "roster", "saslauth", "tls", "disco", "offline", "ping", "lastactivity", "private", "time", "version",
-            }}
+            modules_enabled = {{ {", ".join(f'"{name}"' for name in self.modules)} }}
             modules_disabled = {{ "s2s" }}
             c2s_require_encryption = true
             authentication = "internal_hashed"
@@ -293,6 +321,12 @@ class Ejabberd(Server):
 
     name = "ejabberd"
     user = "ejabberd"
+    options: ClassVar[Mapping[str, str]] = {
+        "mod_offline": "access_max_user_messages: max_user_offline_messages",
+        "mod_pubsub": "plugins: [flat, pep]",
+        "mod_roster": "versioning: true",
+        "mod_vcard": "search: false",
+    }
 
     @staticmethod
     def version() -> str:
@@ -323,28 +357,24 @@ class Ejabberd(Server):
         (self.folder / "spool").mkdir()
         pair = self.folder / "pair.pem"
         pair.write_text(self.certificate.read_text() + self.key.read_text())
+        options = "\n".join(f"  {name}: {{{self.options.get(name, '')}}}" for name in self.modules)
         (self.folder / "ejabberd.yml").write_text(f"""
 hosts: ["{HOST}"]
 loglevel: info
 log_rotate_count: 0
 certfiles: ["{pair}"]
 listen:
-  - {{port: {self.port}, ip: "127.0.0.1", module: ejabberd_c2s, starttls_required: true, max_stanza_size: 262144}}
-  - {{port: {self.tls_port}, ip: "127.0.0.1", module: ejabberd_c2s, tls: true, max_stanza_size: 262144}}
+  - {{port: {self.port}, ip: "127.0.0.1", module: ejabberd_c2s, starttls_required: true,
+     max_stanza_size: 262144, backlog: 1024}}
+  - {{port: {self.tls_port}, ip: "127.0.0.1", module: ejabberd_c2s, tls: true,
+     max_stanza_size: 262144, backlog: 1024}}
 auth_method: internal
 auth_password_format: scram
 shaper_rules:
   max_user_sessions: 100
   max_user_offline_messages: 1000000
 modules:
-  mod_disco: {{}}
-  mod_last: {{}}
-  mod_offline: {{access_max_user_messages: max_user_offline_messages}}
-  mod_ping: {{}}
-  mod_private: {{}}
-  mod_roster: {{}}
-  mod_time: {{}}
-  mod_version: {{}}
+{options}
 """)
         self.hand_over()
         with on_core(cores()[0]), (self.folder / "output.txt").open("ab") as output:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from tests.bench.servers import Server
 
 DRAIN_TIMEOUT = 60.0  # seconds for the last deliveries
 WARM_UP = 0.25  # of a case's time goes by before the measuring begins
-OWN_PRESENCE = re.compile(rb"<presence[ >]")
 
 
 class Cost:
@@ -33,6 +31,7 @@ class Trial:
         self.seconds = seconds
         self.profiler = profiler
         self.clients: list[Client] = []
+        self.remark = ""  # how busy the server was, for whoever watches
 
     def connect(self, numbers: Iterable[int], *, available: bool = False) -> list[Client]:
         """Log these users in, with TLS from the first byte; `available`: they send initial presence too."""
@@ -72,12 +71,12 @@ class Trial:
         if self.profiler is not None:
             self.profiler.end()
 
-    def steady(self, count: Callable[[], int], is_drained: Callable[[], bool], what: str) -> tuple[float, float]:
+    def steady(self, count: Callable[[], int], is_drained: Callable[[], bool], what: str) -> float:
         """Measure a load that its clients keep up by themselves until `load.stopping`.
 
-        Returns microseconds of processor time per unit of `count`, and units per second.
-        Both are taken from the middle, with the load at its full height; then it is
-        stopped, and every unit under way has to arrive.
+        Returns microseconds of processor time per unit of `count`, taken from the middle,
+        with the load at its full height; then it is stopped, and every unit under way has
+        to arrive.
         """
         self.load.run_for(self.seconds * WARM_UP)
         before = count()
@@ -86,7 +85,8 @@ class Trial:
             units = count() - before
         self.load.stopping = True
         self.load.run_until(is_drained, DRAIN_TIMEOUT, what)
-        return cost.cpu / max(1, units) * 1e6, units / cost.wall
+        self.remark = f"{units / cost.wall:,.0f} a second with {cost.cpu / cost.wall:.0%} of a core"
+        return cost.cpu / max(1, units) * 1e6
 
     def run_scripts(self, clients: Iterable[Client], script: Callable[[Client], Script], what: str) -> None:
         """Run a script on each client, all at once, until all are done."""

@@ -1,0 +1,1 @@
+"""Fuzzers: inputs that nobody would think of, made by the thousand."""
