@@ -44,6 +44,8 @@ Contents
     16. Messages at rest (XEP-0160)
     17. Service discovery (XEP-0030)
     18. Small features
+    19. Privacy (XEP-0016, XEP-0191)
+    20. Publish-subscribe and personal eventing (XEP-0060, XEP-0163)
     21. Multi-user chat (XEP-0045)
     25. Administration: the control channel
     26. Learning: the trace
@@ -162,6 +164,9 @@ DATA_FORMS = Namespace("jabber:x:data")  # XEP-0004
 DATA_VALIDATE = Namespace("http://jabber.org/protocol/xdata-validate")  # XEP-0122
 RSM = Namespace("http://jabber.org/protocol/rsm")  # XEP-0059
 LAST_ACTIVITY = Namespace("jabber:iq:last")  # XEP-0012
+PRIVACY = Namespace("jabber:iq:privacy")  # XEP-0016
+BLOCKING = Namespace("urn:xmpp:blocking")  # XEP-0191
+BLOCKING_ERRORS = Namespace("urn:xmpp:blocking:errors")
 PRIVATE = Namespace("jabber:iq:private")  # XEP-0049
 REGISTER = Namespace("jabber:iq:register")  # XEP-0077
 REGISTER_FEATURE = Namespace("http://jabber.org/features/iq-register")
@@ -169,6 +174,17 @@ IQ_AUTH = Namespace("jabber:iq:auth")  # XEP-0078
 IQ_AUTH_FEATURE = Namespace("http://jabber.org/features/iq-auth")
 COMPRESS = Namespace("http://jabber.org/protocol/compress")  # XEP-0138
 COMPRESS_FEATURE = Namespace("http://jabber.org/features/compress")
+PUBSUB = Namespace("http://jabber.org/protocol/pubsub")  # XEP-0060
+PUBSUB_OWNER = Namespace("http://jabber.org/protocol/pubsub#owner")
+PUBSUB_EVENT = Namespace("http://jabber.org/protocol/pubsub#event")
+PUBSUB_ERRORS = Namespace("http://jabber.org/protocol/pubsub#errors")
+AVATAR_DATA = Namespace("urn:xmpp:avatar:data")  # XEP-0084
+AVATAR_METADATA = Namespace("urn:xmpp:avatar:metadata")
+VCARD_UPDATE = Namespace("vcard-temp:x:update")  # XEP-0153
+BOOKMARKS = Namespace("urn:xmpp:bookmarks:1")  # XEP-0402
+OLD_BOOKMARKS = Namespace("storage:bookmarks")  # XEP-0048
+CAPS = Namespace("http://jabber.org/protocol/caps")  # XEP-0115
+ADDRESS = Namespace("http://jabber.org/protocol/address")  # XEP-0033
 VCARD = Namespace("vcard-temp")  # XEP-0054
 VERSION = Namespace("jabber:iq:version")  # XEP-0092
 PING = Namespace("urn:xmpp:ping")  # XEP-0199
@@ -206,7 +222,10 @@ MAX_ROSTER_NAME = 1023  # characters in a contact's name or a group's; RFC 6121 
 MAX_ROSTER_GROUPS = 64  # groups per contact
 MAX_OFFLINE = 1000  # messages waiting per account; ejabberd has 100, too few for a holiday
 MAX_REQUESTS = 500  # subscription requests waiting per account: strangers send these
+MAX_PRIVACY_LISTS = 50  # privacy lists per account; people who use them have three
+MAX_PRIVACY_RULES = 2000  # rules in all lists of an account, blocks included: each may be 3 KB; one for each contact
 MAX_DIRECTED = 2000  # addresses that a session may have sent directed presence to
+MAX_VCARD = 200 * 1024  # bytes of a vCard, photo included; XEP-0153 §4.6 thinks of 8 KB
 MAX_PRIVATE = 100  # private XML elements per account (XEP-0049)
 MAX_PRIVATE_BYTES = 1024 * 1024  # of private XML per account
 
@@ -1949,6 +1968,8 @@ class Limits:
     roster_items: int = bounded(MAX_ROSTER_ITEMS, "contacts")
     roster_groups: int = bounded(MAX_ROSTER_GROUPS, "groups", 0)
     requests: int = bounded(MAX_REQUESTS, "subscription requests", 0)
+    privacy_lists: int = bounded(MAX_PRIVACY_LISTS, "lists")
+    privacy_rules: int = bounded(MAX_PRIVACY_RULES, "rules")
     directed: int = bounded(MAX_DIRECTED, "addresses", 0)
     offline: int = bounded(MAX_OFFLINE, "messages", 0)
     private: int = bounded(MAX_PRIVATE, "elements", 0)
@@ -2349,6 +2370,8 @@ class Loop:
         while self._last_in_turn:
             callbacks, self._last_in_turn = self._last_in_turn, []
             for callback in callbacks:
+                self._call(callback)
+            for callback in self.at_turn_end:  # what those changed must not wait until something else happens
                 self._call(callback)
 
     def _patience(self, timeout: float | None) -> float | None:
@@ -6891,6 +6914,15 @@ class Feature:
         """Filter: a stanza is about to be sent to `session`."""
         return stanza
 
+    def hides(self, owner: JID, contact: JID, session: Session | None, kind: str) -> bool:
+        """Filter: must the presence of `owner`'s session, or of the whole account (None), be hidden from `contact`?
+
+        Asked about contacts who might see it otherwise, through `Server.hides`. `kind` is
+        `presence-out` for presence and what is like it (PEP), "" for other stanzas that
+        the server makes in the session's name.
+        """
+        return False
+
     def undelivered(self, owner: JID, stanza: Stanza) -> Stanza | None:
         """Filter: nobody took the message; whoever keeps it returns None, else it bounces."""
         return stanza
@@ -6904,8 +6936,26 @@ class Feature:
     def presence_changed(self, session: Session, old: Stanza | None, new: Stanza | None) -> None:
         """Event: the session's own presence was broadcast; None means unavailable."""
 
+    def roster_changing(self, owner: JID, contact: JID) -> None:
+        """Event: the item of `contact` in `owner`'s roster is about to change."""
+
     def roster_changed(self, owner: JID, contact: JID) -> None:
         """Event: the item of `contact` in `owner`'s roster changed or went."""
+
+    def wants_changed(self, session: Session, new: frozenset[str]) -> None:
+        """Event: it is known of which pubsub nodes the session wants to hear; `new` are those that were added."""
+
+    def published(self, owner: JID, node: str, item: PublishedItem) -> None:
+        """Event: `owner` has published an item."""
+
+    def retracted(self, owner: JID, node: str, ids: Sequence[str]) -> None:
+        """Event: items of `owner`'s were removed."""
+
+    def vcard_changed(self, owner: JID) -> None:
+        """Event: `owner` has set its vCard."""
+
+    def private_stored(self, owner: JID, tag: str) -> None:
+        """Event: `owner` has stored private XML (XEP-0049) under this name."""
 
     def account_created(self, owner: JID) -> None:
         """Event: there is a new account."""
@@ -6965,6 +7015,7 @@ class Registry:
         self.sending: list[Callable[[Session, Stanza], Stanza | None]] = self.listeners("sending")
         self.arriving: list[Callable[[JID, Stanza], Stanza | None]] = self.listeners("arriving")
         self.delivering: list[Callable[[Session, Stanza], Stanza | None]] = self.listeners("delivering")
+        self.hides: list[Callable[[JID, JID, Session | None, str], bool]] = self.listeners("hides")
         self.undelivered: list[Callable[[JID, Stanza], Stanza | None]] = self.listeners("undelivered")
 
     def _register(self, feature: Feature, method: Callable[..., Any], mark: Mark) -> None:
@@ -7047,7 +7098,12 @@ class Session:
         self.presence: Stanza | None = None  # the last one broadcast; None while unavailable
         self.priority = 0
         self.interested: set[str] = set()  # namespaces whose pushes it has asked for: the roster's, and others
+        self.caps: tuple[str, str, str] | None = None  # hash, ver and node of its capabilities (XEP-0115), once known
+        self.caps_asked = False  # it has been asked what it wants, or need not be
+        self.wants: frozenset[str] = frozenset()  # pubsub nodes it wants to be notified of
         self.directed: dict[str, None] = {}  # who got directed presence (RFC 6121 §4.6), in order
+        self.active_list = ""  # the name of its active privacy list (XEP-0016 §2.4)
+        self.rules: Rules | None = None  # the privacy list that counts for it, active or default (chapter 19)
         self.recipients: set[JID] = set()  # whom it has written to in this minute, as bare JIDs
         self.recipients_until = 0.0  # when that minute ends, by the loop's clock
 
@@ -7059,6 +7115,19 @@ class Session:
                 return
             stanza = filtered
         self.stream.send(stanza)
+
+    def push(self, payload: Element) -> None:
+        """Send a set of the server's own (RFC 6121 §2.1.6); the answer tells nothing."""
+        push = Stanza(IQ, {"type": "set", "id": secrets.token_urlsafe(9), "to": self.full})
+        push.add(payload)
+        self.send(push)
+
+
+def best_of(sessions: Iterable[Session]) -> Sequence[Session]:
+    """Return the available ones with the highest priority, if that isn't negative (RFC 6121 §8.5.2.1.1)."""
+    willing = [session for session in sessions if session.presence is not None and session.priority >= 0]
+    best = max((session.priority for session in willing), default=0)
+    return [session for session in willing if session.priority == best]
 
 
 def has_directed(session: Session | None, other: JID) -> bool:
@@ -7145,13 +7214,14 @@ SECTIONS: Mapping[str, Mapping[Case, str]] = {  # of RFC 6121: where each column
 ROSTER_PUSH = ("set", ROSTER("query"))  # forbidden to others by RFC 6121 §2.3.3
 LAST_QUESTION = ("get", LAST_ACTIVITY("query"))  # by XEP-0012 §4, to those who don't see the presence
 
-KINDS: Mapping[tuple[str, str], str] = {
+KINDS: Mapping[tuple[str, str | None], str] = {  # kind and type of a stanza: its row of FATES
+    ("message", None): "message normal",
     ("message", "normal"): "message normal",
     ("message", "chat"): "message chat",
     ("message", "groupchat"): "message groupchat",
     ("message", "headline"): "message headline",
     ("message", "error"): "message error",
-    ("presence", ""): "presence available",
+    ("presence", None): "presence available",
     ("presence", "unavailable"): "presence available",
     ("presence", "subscribe"): "presence subscribe",
     ("presence", "subscribed"): "presence subscribed",
@@ -7167,10 +7237,8 @@ KINDS: Mapping[tuple[str, str], str] = {
 
 
 def kind_of(stanza: Stanza) -> str:
-    """Return the row of `FATES` for a stanza; a message of unknown type counts as normal (RFC 6121 §5.2.2)."""
-    name = stanza.name
-    type = stanza.get("type", "normal" if name == "message" else "")
-    return KINDS.get((name, type)) or ("message normal" if name == "message" else "")
+    """Return the row of `FATES` for a stanza, "" for none; a message of unknown type counts as normal (§5.2.2)."""
+    return KINDS.get((stanza.name, stanza.get("type")), "message normal" if stanza.name == "message" else "")
 
 
 class Host:
@@ -7241,18 +7309,16 @@ class Host:
         session = self.server.session(to)
         if question == ROSTER_PUSH:
             raise StanzaError("forbidden")  # only one's own server sends those (CVE-2015-8688)
-        if not (self.server.sees(asker, to.bare) or has_directed(session, asker) or str(asker) in self.server.config.hosts):
+        is_known = self.server.sees(asker, to.bare) or has_directed(session, asker)
+        if not is_known and str(asker) not in self.server.config.hosts:
             raise StanzaError("forbidden" if question == LAST_QUESTION else "service-unavailable")
-        if session is None:
+        if session is None or self.server.hides(to.bare, asker, session):
             raise StanzaError("service-unavailable")
         session.send(stanza)
 
     def _deliver_to_best(self, stanza: Stanza, to: JID, sessions: Sequence[Session]) -> None:
-        willing = [session for session in sessions if session.presence is not None and session.priority >= 0]
-        best = max(session.priority for session in willing)
-        for session in willing:
-            if session.priority == best:
-                session.send(stanza)
+        for session in best_of(sessions):
+            session.send(stanza)
 
     def _deliver_to_every(self, stanza: Stanza, to: JID, sessions: Sequence[Session]) -> None:
         for session in sessions:
@@ -7424,6 +7490,10 @@ class Server:
             return True
         item = self.rosters.item(owner, str(viewer.bare))
         return item is not None and item.get("subscription") in ("from", "both")
+
+    def hides(self, owner: JID, contact: JID, session: Session | None = None, kind: str = "presence-out") -> bool:
+        """Whether `owner` hides that session, or without one the whole account, from `contact` (`Feature.hides`)."""
+        return any(hides(owner, contact, session, kind) for hides in self.registry.hides)
 
     def knows(self, other: JID, owner: JID) -> bool:
         """Whether `other` may learn that the account `owner` exists: it is in its roster (RFC 6121 §8.1)."""
@@ -7660,6 +7730,7 @@ class Server:
         except StanzaError as error:
             reply = error_reply(stanza, error)
             reply.attrib.pop("to", None)  # nobody has an address yet
+            reply.set("from", stream.host)
             return stream.send(reply)
         if isinstance(answer, Later):
             then = answer.then
@@ -7700,9 +7771,7 @@ class Server:
         """Send a set with `payload` to every session of `owner` that is interested in `namespace` (RFC 6121 §2.1.6)."""
         for session in self.sessions(owner):
             if namespace in session.interested:
-                push = Stanza(IQ, {"type": "set", "id": secrets.token_urlsafe(9), "to": session.full})
-                push.add(payload)
-                session.send(push)
+                session.push(payload)
 
     # -- the life of the server
 
@@ -7790,7 +7859,7 @@ class Server:
 # -- the roster
 
 FORGETFUL_AFTER = 50  # removed contacts remembered per roster, so that returning clients hear of their removal
-VERSION_STEP = 1_000_000  # microseconds: versions advance by a random part of it where the clock doesn't
+VERSION_STEP = 1_000_000  # microseconds: versions are ahead of the clock by a random part of it
 
 
 class Roster(Feature):
@@ -7828,7 +7897,7 @@ class Roster(Feature):
             items = [roster_item(contact, item) for contact, item in self.contacts(owner)]
             return roster_query(self.version(owner), *items)
         for contact, item in changes:
-            request.afterwards(functools.partial(self._push_to, session, contact, item))
+            request.afterwards(functools.partial(session.push, roster_query(item["ver"], roster_item(contact, item))))
         return None
 
     def _changes_since(self, owner: JID, known: str) -> list[tuple[str, Mapping[str, Any]]] | None:
@@ -7857,9 +7926,9 @@ class Roster(Feature):
             self._update(request.owner, contact, item)
         return None
 
-    @iq("get set", ROSTER("query"), to="account")
+    @iq("set", ROSTER("query"), to="account")
     def refuse(self, request: Iq) -> Payload:
-        """§2.1.5: somebody else's roster is nobody's business."""
+        """§2.3.3. Asking for somebody else's roster finds no handler: it looks as if there were nobody (§8.5.1)."""
         raise StanzaError("forbidden")
 
     def _update(self, owner: JID, contact: JID, item: Element) -> None:
@@ -7913,6 +7982,8 @@ class Roster(Feature):
         if item["subscription"] == "remove":
             item = {"subscription": "remove"}
         item["ver"] = self._next_version(owner)
+        for event in self.server.registry.listeners("roster_changing"):
+            event(owner, contact)
         self.server.rosters.put(owner, str(contact), item)
         self._forget_removals(owner)
         self.server.push(owner, ROSTER, roster_query(item["ver"], roster_item(str(contact), item)))
@@ -7928,10 +7999,10 @@ class Roster(Feature):
     def _next_version(self, owner: JID) -> int:
         """Return a version that there has never been, whatever a crash has taken and wherever the clock was set to.
 
-        A version that a client knows and we have lost must not come back for other content
-        (XEP-0237 §4.3). The clock sees to that; where it has been set back, chance does.
+        A version that a client knows and we have lost must not come back for other content.
+        The clock sees to that; where it stands or was set back (XEP-0237 §4.3), chance does.
         """
-        return max(time.time_ns() // 1000, self.version(owner) + 1 + secrets.randbelow(VERSION_STEP))
+        return max(time.time_ns() // 1000, self.version(owner)) + 1 + secrets.randbelow(VERSION_STEP)
 
     def _forget_removals(self, owner: JID) -> None:
         items = self.server.rosters.items(owner)
@@ -7940,11 +8011,6 @@ class Roster(Feature):
             version, contact = min(removed)
             self.server.rosters.put(owner, contact, None)
             self.server.rosters.put(owner, "", {"subscription": "horizon", "ver": version})
-
-    def _push_to(self, session: Session, contact: str, item: Mapping[str, Any]) -> None:
-        push = Stanza(IQ, {"type": "set", "id": secrets.token_urlsafe(9), "to": session.full})
-        push.add(roster_query(item["ver"], roster_item(contact, item)))
-        session.send(push)
 
 
 def roster_query(version: int, *items: Element) -> Element:
@@ -8188,7 +8254,7 @@ class Subscriptions(Feature):
             assert isinstance(request, Stanza)
             session.send(request)
         for contact, item in list(self.roster.contacts(session.bare)):
-            if item.get("ask"):
+            if item.get("ask") and not self.server.hides(session.bare, JID.parse(contact), session, ""):
                 self._emit("subscribe", session.bare, JID.parse(contact), secrets.token_urlsafe(9))
 
     def account_removed(self, owner: JID) -> None:
@@ -8281,7 +8347,8 @@ class PresenceBroadcast(Feature):
         """Send to subscribed contacts, then to one's own available resources (§4.2.2); return who was told."""
         told = {contact for contact, _item in self.roster.contacts(session.bare, "from", "both")}
         for contact in told:
-            self.server.emit(stanza.addressed(to=contact))
+            if not self.server.hides(session.bare, JID.parse(contact), session):
+                self.server.emit(stanza.addressed(to=contact))
         for own in self.server.sessions(session.bare):
             if own.presence is not None:
                 own.send(stanza.addressed(to=own.full))
@@ -8293,11 +8360,12 @@ class PresenceBroadcast(Feature):
             if sibling is not session and sibling.presence is not None:
                 session.send(sibling.presence.addressed(to=session.full))
         for contact, _item in list(self.roster.contacts(session.bare, "to", "both")):
+            jid = JID.parse(contact)
             probe = {"type": "probe", "from": session.full, "to": contact}
-            domain = JID.parse(contact).domain
-            if not isinstance(self.server.domains.get(domain), Host):
+            if not isinstance(self.server.domains.get(jid.domain), Host):
                 probe["from"] = str(session.bare)  # §4.3; here at home only the newcomer needs the answer
-            self.server.emit(Stanza(PRESENCE, probe))
+            if not self.server.hides(session.bare, jid, session, ""):
+                self.server.emit(Stanza(PRESENCE, probe))
 
     @presence("directed")
     def direct(self, session: Session, stanza: Stanza) -> None:
@@ -8327,7 +8395,9 @@ class PresenceBroadcast(Feature):
         id = stanza.get("id")
         asked_for = [session for session in self.server.sessions(owner) if to in (owner, session.jid)]
         if self.server.sees(prober, owner):
-            self._answer_subscriber(asked_for, to, prober, id)
+            visible = [session for session in asked_for if not self.server.hides(owner, prober, session)]
+            if visible or not self.server.hides(owner, prober):  # also "unavailable" would tell (XEP-0016 §2.11)
+                self._answer_subscriber(visible, to, prober, id)
         elif holding := [session for session in asked_for if has_directed(session, prober)]:
             for session in holding:  # §4.6.6: only whether they are still there
                 self._reply(Stanza(PRESENCE, {"from": session.full}), prober, id)
@@ -8366,7 +8436,7 @@ class PresenceBroadcast(Feature):
     def show(self, owner: JID, contact: JID) -> None:
         """§3.1.5: a new subscriber learns who of the owner's resources is there."""
         for session in self.server.sessions(owner):
-            if session.presence is not None:
+            if session.presence is not None and not self.server.hides(owner, contact, session):
                 self.server.emit(session.presence.addressed(to=str(contact)))
 
     def hide(self, owner: JID, contact: JID) -> None:
@@ -8570,7 +8640,8 @@ class Disco(Feature):
         if not self.server.sees(request.sender, request.owner):
             return E(DISCO_ITEMS("query"), _node_of(request))
         self._refuse_nodes(request)
-        resources = [session for session in self.server.sessions(request.owner) if session.presence is not None]
+        resources = [session for session in self.server.sessions(request.owner) if session.presence is not None
+                     and not self.server.hides(request.owner, request.sender, session)]  # fmt: skip
         return self._items(request, *(E(DISCO_ITEMS("item"), jid=session.full) for session in resources))
 
     def _items(self, request: Iq, *known: Element) -> Element:
@@ -8942,7 +9013,8 @@ class EntityTime(Feature):
         """§3."""
         now = datetime.now().astimezone()
         offset = now.strftime("%z")
-        return E(TIME("time"), None, E(TIME("tzo"), None, f"{offset[:3]}:{offset[3:5]}"), E(TIME("utc"), None, stamp(now)))
+        tzo = E(TIME("tzo"), None, f"{offset[:3]}:{offset[3:5]}")
+        return E(TIME("time"), None, tzo, E(TIME("utc"), None, stamp(now)))
 
 
 class LastActivity(Feature):
@@ -8963,7 +9035,7 @@ class LastActivity(Feature):
     @iq("get", LAST_ACTIVITY("query"), to="self account")
     def last(self, request: Iq) -> Payload:
         """§3: only for those who may see the presence; 0 while somebody is connected."""
-        if not self.server.sees(request.sender, request.owner):
+        if not self.server.sees(request.sender, request.owner) or self.server.hides(request.owner, request.sender):
             raise StanzaError("forbidden")
         if self.server.sessions(request.owner):
             return E(LAST_ACTIVITY("query"), seconds="0")
@@ -9016,6 +9088,8 @@ class PrivateStorage(Feature):
         self._check_room(request.owner, stored)
         for tag, text in stored.items():
             self.stored.put(request.owner, tag, text)
+            for event in self.server.registry.listeners("private_stored"):
+                event(request.owner, tag)
         return None
 
     @staticmethod
@@ -9029,6 +9103,1905 @@ class PrivateStorage(Feature):
         after = {**self.stored.items(owner), **new}
         if len(after) > limits.private or sum(len(text.encode()) for text in after.values()) > limits.private_bytes:
             raise StanzaError("resource-constraint", "the private storage is full")
+
+
+class VCard(Feature):
+    """vcard-temp (XEP-0054): one public card per account, kept as the XML that came in.
+
+        C: <iq type='get' id='v1'><vCard xmlns='vcard-temp'/></iq>
+        S: <iq type='result' id='v1'><vCard xmlns='vcard-temp'><FN>Juliet</FN></vCard></iq>
+
+    Documents: "vcard", by account: `{"xml": the card, "photo": SHA-1 of its picture in hexadecimal, or ""}`.
+    """
+
+    namespace = VCARD
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.cards = server.storage.documents("vcard")
+
+    @iq("get", VCARD("vCard"), to="self")
+    def own(self, request: Iq) -> Payload:
+        """§3.1: an empty card when there is none yet, so that clients can begin to fill it in."""
+        return self.card(request.owner) if request.owner in self.cards else E(VCARD("vCard"))
+
+    @iq("get", VCARD("vCard"), to="account")
+    def other(self, request: Iq) -> Payload:
+        """§3.3. No card and no account must look the same, or the answer betrays who has an account."""
+        if request.owner not in self.cards:
+            raise StanzaError("service-unavailable")
+        return self.card(request.owner)
+
+    @iq("get", VCARD("vCard"), to="server", who="local remote")
+    def of_the_server(self, request: Iq) -> Payload:
+        """The server's own card."""
+        name = E(VCARD("FN"), None, request.owner.domain)
+        return E(VCARD("vCard"), None, name, E(VCARD("DESC"), None, "An XMPP server, by xmppd"))
+
+    @iq("set", VCARD("vCard"), to="self")
+    def set(self, request: Iq) -> Payload:
+        """§3.2: the new card replaces the old one as a whole."""
+        self.keep(request.owner, request.payload)
+        for event in self.server.registry.listeners("vcard_changed"):
+            event(request.owner)
+        return None
+
+    @iq("set", VCARD("vCard"), to="account")
+    def refuse(self, request: Iq) -> Payload:
+        """§3.2: nobody writes on another one's card."""
+        raise StanzaError("forbidden")
+
+    def card(self, owner: JID) -> Element:
+        """Return an account's card."""
+        return parse_element(self.cards[owner]["xml"])
+
+    def photo(self, owner: JID) -> str:
+        """Return the SHA-1 of an account's picture in hexadecimal, or ""."""
+        photo: str = self.cards.get(owner, {}).get("photo", "")
+        return photo
+
+    def keep(self, owner: JID, card: Element) -> None:
+        """Keep a card; raises StanzaError for one that is too big or whose picture is no base64."""
+        xml = serialize(card, CLIENT)
+        if len(xml.encode()) > MAX_VCARD:
+            raise StanzaError("not-acceptable", f"a vCard has at most {MAX_VCARD} bytes")
+        picture = vcard_picture(card)
+        self.cards[owner] = {"xml": xml, "photo": hashlib.sha1(picture).hexdigest() if picture else ""}
+
+
+def vcard_picture(card: Element) -> bytes:
+    """Return the picture of a vCard, or b""; raises StanzaError("bad-request") when it is no base64 (XEP-0153 §4.6)."""
+    text = "".join((card.findtext(f"{VCARD('PHOTO')}/{VCARD('BINVAL')}") or "").split())
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise StanzaError("bad-request", "the picture is not base64") from None
+
+
+# ==== 19. Privacy (XEP-0016, XEP-0191) ====
+#
+# Who may reach me, and who may see me? A privacy list is a list of rules, tried in their
+# order until one fits:
+#
+#     <list name='public'>
+#       <item type='jid' value='tybalt@example.com' action='deny' order='1'/>
+#       <item type='group' value='Enemies' action='deny' order='2'><presence-out/></item>
+#       <item action='allow' order='3'/>
+#     </list>
+#
+# An account may have many lists. One of them may be its default; each session may make
+# another one active for itself, which then counts instead of the default. The blocklist of
+# XEP-0191, which is what today's clients use, is not kept anywhere: it is what the default
+# list denies altogether by address, and a block is a rule put in front (XEP-0191 §5).
+#
+# Lists come before every other rule of delivery (§2.2), so `Privacy` is the first feature
+# that filters. `decide` is the whole of the decision; all else here finds out which list
+# counts, and tells people who disappear from each other's sight that they do.
+#
+# Presence is broadcast to bare JIDs: a rule about one resource of a contact holds back
+# only what is sent to that resource itself.
+
+# -- rules
+
+RULE_KINDS = ("message", "iq", "presence-in", "presence-out")  # the children of an <item/>
+ANYTHING = ""  # the kind of a stanza that only a rule without children covers: subscriptions, most of what one sends
+MAX_ORDER = 2**32 - 1  # xs:unsignedInt, in the schema of §8
+BLOCKED_CONTACTS = "Blocked contacts"  # the list that a first block makes, called as ejabberd calls it
+
+
+class Rule(NamedTuple):
+    """An `<item/>` (§2.1). Rules compare by `order`, which is unique in a list.
+
+    `type` is `jid`, `group`, `subscription`, or `""`: the rule fits everybody. `kinds` are
+    some of `RULE_KINDS`, or none: the rule is about everything, in both directions.
+    """
+
+    order: int
+    action: str  # "allow" or "deny"
+    type: str = ""
+    value: str = ""
+    kinds: Sequence[str] = ()
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it is what XEP-0191 calls a blocked JID."""
+        return self.type == "jid" and self.action == "deny" and not self.kinds
+
+
+Rules = Mapping[tuple[str, str, str], Rule]  # (kind, type, value) -> the first rule of a list that says this
+
+
+def rules_by_key(rules: Iterable[Rule]) -> Rules:
+    """Make a list ready for `decide`, so that rules are looked up and not searched: blocklists grow."""
+    found: dict[tuple[str, str, str], Rule] = {}
+    for rule in sorted(rules):
+        for kind in rule.kinds or (*RULE_KINDS, ANYTHING):
+            found.setdefault((kind, rule.type, rule.value), rule)
+    return found
+
+
+def deciding_rule(rules: Rules, kind: str, contact: JID, relation: str, groups: Iterable[str]) -> Rule | None:
+    """Return the first rule in order that fits (§2.2), or None.
+
+    `kind` is one of `RULE_KINDS` or `ANYTHING`; `relation` and `groups` are what the roster
+    says of the contact. An address stands for itself and all below it: juliet@example.com/balcony
+    is also meant by juliet@example.com and by example.com (§2.1).
+    """
+    names = {str(contact), str(contact.bare), contact.domain}
+    keys = [("", ""), ("subscription", relation), *(("jid", name) for name in names), *(("group", g) for g in groups)]
+    fitting = [rule for type, value in keys if (rule := rules.get((kind, type, value))) is not None]
+    return min(fitting, default=None)
+
+
+def decide(rules: Rules, kind: str, contact: JID, relation: str, groups: Iterable[str]) -> bool:
+    """Return whether a list lets a stanza of this kind through; what no rule fits it does (§2.2)."""
+    rule = deciding_rule(rules, kind, contact, relation, groups)
+    return rule is None or rule.action == "allow"
+
+
+def incoming_kind(stanza: Stanza) -> str:
+    """Return what an arriving stanza is to a rule; subscriptions and probes are no notifications (§2.1, §2.10)."""
+    if stanza.tag == PRESENCE:
+        return "presence-in" if stanza.get("type") in (None, "unavailable") else ANYTHING
+    return stanza.name
+
+
+def outgoing_kind(stanza: Stanza) -> str:
+    """Return what a leaving stanza is to a rule: `message` and `iq` are about what arrives (§2.1)."""
+    is_notification = stanza.tag == PRESENCE and stanza.get("type") in (None, "unavailable")
+    return "presence-out" if is_notification else ANYTHING
+
+
+# -- rules in XML and JSON
+
+
+def _check_jid(value: str) -> str:
+    try:
+        return str(JID.parse(value))
+    except StanzaError:
+        raise StanzaError("bad-request", "no address") from None
+
+
+def _check_group(value: str) -> str:
+    return value or _missing("value")
+
+
+def _check_subscription(value: str) -> str:
+    if value not in ("none", "to", "from", "both"):
+        raise StanzaError("bad-request", "a subscription is none, to, from or both")
+    return value
+
+
+RULE_VALUES: Mapping[str, Callable[[str], str]] = {  # by type: check the value, and return it as it is compared
+    "jid": _check_jid,
+    "group": _check_group,
+    "subscription": _check_subscription,
+    "": lambda value: "",
+}
+KIND_OF_CHILD = {PRIVACY(kind): kind for kind in RULE_KINDS}
+
+
+def read_rule(item: Element) -> Rule:
+    """Read an `<item/>`; raises StanzaError("bad-request").
+
+    An unknown child is refused: ignored, it would turn a narrow rule into one about everything.
+    """
+    action, order, type = item.get("action", ""), item.get("order", ""), item.get("type", "")
+    if item.tag != PRIVACY("item") or action not in ("allow", "deny") or type not in RULE_VALUES:
+        raise StanzaError("bad-request", "an item allows or denies a jid, a group, a subscription or everybody")
+    if not re.fullmatch("[0-9]{1,10}", order) or int(order) > MAX_ORDER:
+        raise StanzaError("bad-request", f"an order is a whole number from 0 to {MAX_ORDER}")
+    if any(child.tag not in KIND_OF_CHILD for child in item):
+        raise StanzaError("bad-request", "unknown kind of stanza")
+    named = {KIND_OF_CHILD[child.tag] for child in item}
+    kinds = tuple(kind for kind in RULE_KINDS if kind in named)
+    return Rule(int(order), action, type, RULE_VALUES[type](item.get("value", "")), kinds)
+
+
+def read_rules(items: Iterable[Element]) -> list[Rule]:
+    """Read the items of a `<list/>`, in order; raises StanzaError("bad-request"), also for an order used twice."""
+    rules = sorted(map(read_rule, items))
+    if len({rule.order for rule in rules}) != len(rules):
+        raise StanzaError("bad-request", "an order is used twice")
+    return rules
+
+
+def rule_item(rule: Rule) -> Element:
+    """Build the `<item/>` of a rule."""
+    about = {"type": rule.type, "value": rule.value} if rule.type else {}
+    kinds = (E(PRIVACY(kind)) for kind in rule.kinds)
+    return E(PRIVACY("item"), {**about, "action": rule.action, "order": str(rule.order)}, *kinds)
+
+
+def rule_record(rule: Rule) -> dict[str, Any]:
+    """Return the rule as JSON: `{"order": 1, "action": "deny", "type": "jid", "value": "…", "kinds": ["iq"]}`."""
+    return {**rule._asdict(), "kinds": list(rule.kinds)}
+
+
+def rule_from(record: Mapping[str, Any]) -> Rule:
+    """Return the rule that `rule_record` has written."""
+    return Rule(**{**record, "kinds": tuple(record["kinds"])})
+
+
+def senders_of(stanza: Stanza) -> Iterator[JID]:
+    """Yield who is behind a stanza that arrives: its sender, and whoever uses that one as a messenger.
+
+    That is the inviter of an invitation to a room (XEP-0045 §7.8.2), which the room
+    brings, and the sender of what one's own account passes on as a carbon (XEP-0280).
+    """
+    sender = stanza.get("from")
+    if not sender:
+        return
+    yield JID.parse(sender)
+    if stanza.tag == MESSAGE:
+        invitations = stanza.iterfind(f"{MUC_USER('x')}/{MUC_USER('invite')}")
+        carbons = (copy for received in stanza.iterfind(CARBONS("received")) for copy in received.iter(MESSAGE))
+        for behind in (*invitations, *carbons):
+            try:
+                yield JID.parse(behind.get("from", ""))
+            except StanzaError:
+                continue
+
+
+# -- lists
+
+
+class Sight(NamedTuple):
+    """What a list does to a session's presence: by address, whether it is visible there, and theirs here."""
+
+    outward: Mapping[str, bool]
+    inward: Mapping[str, bool]
+
+
+class Privacy(Feature):
+    """Privacy Lists (XEP-0016): rules about who may reach whom, kept and obeyed by the server.
+
+        C: <iq type='set' id='p1'><query xmlns='jabber:iq:privacy'><list name='public'>
+             <item type='jid' value='tybalt@example.com' action='deny' order='3'/></list></query></iq>
+        S: <iq type='result' id='p1'/>
+        S: <iq type='set' id='…'><query xmlns='jabber:iq:privacy'><list name='public'/></query></iq>   to every resource
+        C: <iq type='set' id='p2'><query xmlns='jabber:iq:privacy'><default name='public'/></query></iq>
+        S: <iq type='result' id='p2'/>
+
+    Documents: "privacy", by account: under "list NAME" the rules (`rule_record`) in their
+    order, under "default" the name of the default list. A session knows the name of its
+    active list, and as `rules` the list that counts for it: None for most people, so that
+    to them all this costs a glance.
+    """
+
+    namespace = PRIVACY
+    server_features = (PRIVACY,)
+    MAX_REMEMBERED: ClassVar[int] = 10_000  # accounts without lists, and as many lists made ready: some megabytes
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.lists = server.storage.documents("privacy")
+        self._listless: set[JID] = set()  # accounts of which is known that they have no lists
+        self._ready: dict[tuple[JID, str], Rules] = {}  # lists made ready, by account and name
+        self._sights: list[tuple[Session, Sight]] = []  # from before a change of the roster
+        self._setters: Mapping[str, Callable[[Iq, Element], None]] = {
+            PRIVACY("active"): self._set_active,
+            PRIVACY("default"): self._set_default,
+            PRIVACY("list"): self._set_list,
+        }
+
+    # -- what is stored
+
+    def names(self, owner: JID) -> list[str]:
+        """Return the names of an account's lists."""
+        return [key[len("list ") :] for key in self.lists.items(owner) if key.startswith("list ")]
+
+    def default(self, owner: JID) -> str:
+        """Return the name of the default list, or ""."""
+        return self.lists.item(owner, "default") or ""
+
+    def rules(self, owner: JID, name: str) -> list[Rule]:
+        """Return the rules of a list in their order; none if there is no such list."""
+        return [rule_from(record) for record in self.lists.item(owner, f"list {name}") or ()]
+
+    def blocked(self, owner: JID) -> list[str]:
+        """Return the blocklist of XEP-0191 §5: whom the default list denies altogether, by address."""
+        return [rule.value for rule in self.rules(owner, self.default(owner)) if rule.blocks]
+
+    def _ready_rules(self, owner: JID, name: str) -> Rules | None:
+        if not name:
+            return None
+        if (owner, name) not in self._ready:
+            if len(self._ready) >= self.MAX_REMEMBERED:
+                self._ready.clear()
+            self._ready[owner, name] = rules_by_key(self.rules(owner, name))
+        return self._ready[owner, name]
+
+    def _is_listless(self, owner: JID) -> bool:
+        if owner in self._listless:
+            return True
+        if self.lists.items(owner):
+            return False
+        if len(self._listless) >= self.MAX_REMEMBERED:
+            self._listless.clear()
+        self._listless.add(owner)
+        return True
+
+    def change(self, owner: JID, changes: Mapping[str, Any]) -> None:
+        """Change items of the document (None removes one), and let the lists have their effect at once (§2.2)."""
+        for key, value in changes.items():
+            self.lists.put(owner, key, value)
+        if not self.lists.items(owner):
+            del self.lists[owner]
+        self._listless.discard(owner)
+        self._forget(owner)
+        self._apply(owner)
+
+    def _forget(self, owner: JID) -> None:
+        for key in [key for key in self._ready if key[0] == owner]:
+            del self._ready[key]
+
+    def account_removed(self, owner: JID) -> None:
+        """The next owner of the name begins without lists."""
+        self._forget(owner)
+
+    # -- requests
+
+    @iq("get", PRIVACY("query"), to="self")
+    def get(self, request: Iq) -> Payload:
+        """§2.3: the names of all lists, or the rules of one.
+
+        A get that asks for `<active/>` or `<default/>` alone, as slixmpp's does, gets all the names.
+        """
+        owner, session = request.owner, request.from_session
+        session.interested.add(PRIVACY)
+        wanted = list(request.payload)
+        if len(wanted) > 1 or any(child.tag not in self._setters for child in wanted):
+            raise StanzaError("bad-request", "one list at a time")
+        if wanted and wanted[0].tag == PRIVACY("list"):
+            name = self._existing(owner, wanted[0].get("name") or _missing("name"))
+            items = map(rule_item, self.rules(owner, name))
+            return E(PRIVACY("query"), None, E(PRIVACY("list"), {"name": name}, *items))
+        active = E(PRIVACY("active"), name=session.active_list) if session.active_list else None
+        default = E(PRIVACY("default"), name=self.default(owner)) if self.default(owner) else None
+        lists = (E(PRIVACY("list"), name=name) for name in self.names(owner))
+        return E(PRIVACY("query"), None, active, default, *lists)
+
+    @iq("set", PRIVACY("query"), to="self")
+    def set(self, request: Iq) -> Payload:
+        """§2.4 to §2.8: choose the active list or the default list; create, replace or remove one."""
+        request.from_session.interested.add(PRIVACY)
+        if len(request.payload) != 1 or request.payload[0].tag not in self._setters:
+            raise StanzaError("bad-request", "exactly one of active, default and list")
+        before = self.blocked(request.owner)
+        self._setters[request.payload[0].tag](request, request.payload[0])
+        request.afterwards(functools.partial(self._push_blocklist, request.owner, before))
+        return None
+
+    def _existing(self, owner: JID, name: str) -> str:
+        if self.lists.item(owner, f"list {name}") is None:
+            raise StanzaError("item-not-found", "there is no such list")
+        return name
+
+    def _refuse_if_used(self, request: Iq, name: str) -> None:
+        """§2.2: a list that counts for another resource stays as it is."""
+        others = [session for session in self.server.sessions(request.owner) if session is not request.session]
+        if name and any((session.active_list or self.default(request.owner)) == name for session in others):
+            raise StanzaError("conflict", "another resource uses the list")
+
+    def _set_active(self, request: Iq, active: Element) -> None:
+        """§2.4: for this session only; without a name, the default list counts again."""
+        name = active.get("name")
+        request.from_session.active_list = "" if name is None else self._existing(request.owner, name)
+        self._apply(request.owner)
+
+    def _set_default(self, request: Iq, default: Element) -> None:
+        """§2.5: for everybody without an active list, now and later; without a name, there is none any more."""
+        owner, name, old = request.owner, default.get("name"), self.default(request.owner)
+        if name is not None:
+            self._existing(owner, name)
+        if name == old:
+            return
+        others = [session for session in self.server.sessions(owner) if session is not request.session]
+        if old and any(not session.active_list for session in others):
+            raise StanzaError("conflict", "another resource uses the default list")
+        self.change(owner, {"default": name})
+
+    def _set_list(self, request: Iq, element: Element) -> None:
+        """§2.6, §2.7: the items become the list. §2.8: without items the list goes."""
+        owner, name = request.owner, element.get("name") or _missing("name")
+        rules = read_rules(element)
+        if not rules:
+            self._existing(owner, name)
+            self._refuse_if_used(request, name)
+            gone: dict[str, Any] = {"default": None} if name == self.default(owner) else {}
+            return self.change(owner, {f"list {name}": None, **gone})
+        groups = {group for _contact, item in self._contacts(owner) for group in item.get("groups", ())}
+        if not groups.issuperset(rule.value for rule in rules if rule.type == "group"):
+            raise StanzaError("item-not-found", "there is no such group in the roster")  # §2.1
+        self.check_room(owner, name, rules)
+        self.change(owner, {f"list {name}": [rule_record(rule) for rule in rules]})
+        request.afterwards(functools.partial(self._push_name, owner, name))
+
+    def check_room(self, owner: JID, name: str, rules: Sequence[Rule]) -> None:
+        """Raise StanzaError when the list would be one too many, too long, or have too long a name."""
+        limits, others = self.server.config.limits, [other for other in self.names(owner) if other != name]
+        if len(name) > MAX_ROSTER_NAME:
+            raise StanzaError("not-acceptable", "the name is too long")
+        if len(others) >= limits.privacy_lists:
+            raise StanzaError("resource-constraint", f"an account may have {limits.privacy_lists} lists")
+        if len(rules) + sum(len(self.lists.item(owner, f"list {other}")) for other in others) > limits.privacy_rules:
+            raise StanzaError("resource-constraint", f"an account may have {limits.privacy_rules} rules and blocks")
+
+    # -- pushes
+
+    def _push_name(self, owner: JID, name: str) -> None:
+        """§2.2, §2.6: every connected resource hears which list has changed, not how."""
+        for session in self.server.sessions(owner):
+            session.push(E(PRIVACY("query"), None, E(PRIVACY("list"), name=name)))
+
+    def _push_blocklist(self, owner: JID, before: Sequence[str]) -> None:
+        """XEP-0191 §5: what a change of lists means to the blocklist is told to those who look at it that way."""
+        after = self.blocked(owner)
+        for name, jids in (("block", [jid for jid in after if jid not in before]),
+                           ("unblock", [jid for jid in before if jid not in after])):  # fmt: skip
+            if jids:
+                self.server.push(owner, BLOCKING, blocking(name, jids))
+
+    # -- the blocklist
+
+    def set_blocked(self, owner: JID, jids: Sequence[str]) -> None:
+        """Let exactly these be blocked (XEP-0191 §5): rules in front of the default list, made if there is none.
+
+        Those who look at lists hear that the list has changed. A list of which nothing is left goes.
+        """
+        name = self.default(owner) or self._free_name(owner)
+        old = self.rules(owner, name)
+        front = [Rule(0, "deny", "jid", jid) for jid in jids]
+        rest = [rule for rule in old if not rule.blocks]
+        rules = [rule._replace(order=order) for order, rule in enumerate([*front, *rest], 1)]
+        if rules == old:
+            return
+        if not rules:
+            return self.change(owner, {f"list {name}": None, "default": None})
+        self.check_room(owner, name, rules)
+        self.change(owner, {f"list {name}": [rule_record(rule) for rule in rules], "default": name})
+        self.server.push(owner, PRIVACY, E(PRIVACY("query"), None, E(PRIVACY("list"), name=name)))
+
+    def _free_name(self, owner: JID) -> str:
+        """Return a name that is not taken: the rules of a list that was set aside must not come back by a block."""
+        taken = self.names(owner)
+        names = (f"{BLOCKED_CONTACTS} {number}" for number in count(2))
+        return next(name for name in (BLOCKED_CONTACTS, *(next(names) for _ in taken)) if name not in taken)
+
+    # -- who may
+
+    def _deciding(self, owner: JID, rules: Rules, kind: str, contact: JID) -> Rule | None:
+        """Return the rule that decides; None also for one's own resources and server, who are never blocked (§2.1)."""
+        if contact.domain == owner.domain and contact.local in ("", owner.local):
+            return None
+        item = self.server.rosters.item(owner, str(contact.bare)) or {}
+        relation = item.get("subscription", "none")
+        return deciding_rule(rules, kind, contact, "none" if relation == "remove" else relation, item.get("groups", ()))
+
+    def _allows(self, owner: JID, rules: Rules | None, kind: str, contact: JID) -> bool:
+        if rules is None:
+            return True
+        rule = self._deciding(owner, rules, kind, contact)
+        return rule is None or rule.action == "allow"
+
+    def _admits(self, owner: JID, rules: Rules | None, stanza: Stanza) -> bool:
+        kind = incoming_kind(stanza)
+        return all(self._allows(owner, rules, kind, sender) for sender in senders_of(stanza))
+
+    def sending(self, session: Session, stanza: Stanza) -> Stanza | None:
+        """§2.13, §2.14: what the user's own list denies doesn't leave; XEP-0191 §3.3 wants blocks to be named."""
+        if session.rules is None or not (to := stanza.get("to")):
+            return stanza
+        rule = self._deciding(session.bare, session.rules, outgoing_kind(stanza), JID.parse(to))
+        if rule is None or rule.action == "allow":
+            return stanza
+        blocked = E(BLOCKING_ERRORS("blocked")) if rule.blocks and not session.active_list else None
+        raise StanzaError("not-acceptable", "you have blocked the recipient", kind="cancel", application=blocked)
+
+    def arriving(self, owner: JID, stanza: Stanza) -> Stanza | None:
+        """§2.14: what every list that counts denies goes no further.
+
+        Presence, answers and headlines go silently, and so does what a room sends to all,
+        since a room takes an error as a sign that its occupant is gone.
+        """
+        if self._is_listless(owner):
+            return stanza
+        takers = self._takers(owner, stanza)
+        counting = [session.rules for session in takers] or [self._ready_rules(owner, self.default(owner))]
+        if any(self._admits(owner, rules, stanza) for rules in counting):
+            return stanza
+        if kind_of(stanza) in ("message normal", "message chat", "iq request"):
+            raise StanzaError("service-unavailable")
+        if self.server.trace is not None:
+            self.server.trace.decided("XEP-0016 §2.14: blocked, silently")
+        return None
+
+    def _takers(self, owner: JID, stanza: Stanza) -> Sequence[Session]:
+        """Return the sessions whose lists count (§2.2): the one addressed, or for a bare JID those that may get it.
+
+        None: the default list counts, also for messages that will wait for their reader.
+        """
+        to = JID.parse(stanza.get("to", ""))
+        sessions = self.server.sessions(owner)
+        addressed = [session for session in sessions if session.jid == to]
+        return addressed or (best_of(sessions) if stanza.tag == MESSAGE else sessions)
+
+    def delivering(self, session: Session, stanza: Stanza) -> Stanza | None:
+        """§2.2: each session's own list, for what goes to several, or has waited while the lists changed.
+
+        Not for answers: `arriving` has decided about a contact's, and the server's are never blocked.
+        """
+        if session.rules is None or stanza.get("type") in ("error", "result"):
+            return stanza
+        return stanza if self._admits(session.bare, session.rules, stanza) else None
+
+    def hides(self, owner: JID, contact: JID, session: Session | None, kind: str) -> bool:
+        """§2.11: by the session's list; for the account as a whole when every list that counts says so."""
+        if session is not None:
+            return session.rules is not None and not self._allows(owner, session.rules, kind, contact)
+        if self._is_listless(owner):
+            return False
+        counting = [other.rules for other in self.server.sessions(owner)]
+        counting = counting or [self._ready_rules(owner, self.default(owner))]
+        return not any(self._allows(owner, rules, kind, contact) for rules in counting)
+
+    # -- who disappears from whose sight
+
+    def session_bound(self, session: Session) -> None:
+        """§2.2: the default list counts, until the session makes another one active."""
+        session.rules = self._ready_rules(session.bare, self.default(session.bare))
+
+    def _apply(self, owner: JID) -> None:
+        """Let the lists as they are now count for all sessions (§2.2), then tell who can't be seen any more."""
+        changed = []
+        for session in self.server.sessions(owner):
+            if session.active_list not in self.names(owner):
+                session.active_list = ""
+            rules = self._ready_rules(owner, session.active_list or self.default(owner))
+            if rules is not session.rules:
+                contacts = [*self._contacts(owner), *self._named_resources(owner, session.rules, rules)]
+                changed.append((session, self._sight(session, session.rules, contacts), contacts))
+                session.rules = rules
+        for session, before, contacts in changed:
+            self._tell(session, before, self._sight(session, session.rules, contacts))
+
+    def roster_changing(self, owner: JID, contact: JID) -> None:
+        """§2.2: a contact's group or subscription may decide; keep what it does so far."""
+        listening = [session for session in self.server.sessions(owner) if session.rules is not None]
+        self._sights = [(session, self._sight(session, session.rules, self._contact(owner, contact)))
+                        for session in listening]  # fmt: skip
+
+    def roster_changed(self, owner: JID, contact: JID) -> None:
+        """§2.2: what the change does to who sees whom, beyond the subscription itself."""
+        sights, self._sights = self._sights, []
+        for session, before in sights:
+            self._tell(session, before, self._sight(session, session.rules, self._contact(owner, contact)))
+
+    def _contacts(self, owner: JID) -> list[tuple[str, Mapping[str, Any]]]:
+        return list(self.server.registry.feature(Roster).contacts(owner))
+
+    def _contact(self, owner: JID, contact: JID) -> list[tuple[str, Mapping[str, Any]]]:
+        item = self.server.registry.feature(Roster).item(owner, contact)
+        return [] if item is None else [(str(contact), item)]
+
+    def _named_resources(self, owner: JID, *lists: Rules | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the full JIDs that rules name, with the contact's item: also these are told (XEP-0191 §3.3)."""
+        named = {value for rules in lists if rules for _kind, type, value in rules if type == "jid" and "/" in value}
+        for value in sorted(named):
+            for _contact, item in self._contact(owner, JID.parse(value).bare):
+                yield value, item
+
+    def _sight(self, session: Session, rules: Rules | None, contacts: Iterable[tuple[str, Mapping[str, Any]]]) -> Sight:
+        outward, inward = list(session.directed), list(session.directed)
+        if session.presence is not None:
+            outward += [contact for contact, item in contacts if item["subscription"] in ("from", "both")]
+            for contact, item in contacts:
+                if item["subscription"] in ("to", "both"):
+                    inward += self._seen_resources(session, contact)
+        return Sight(self._verdicts(session, rules, "presence-out", outward),
+                     self._verdicts(session, rules, "presence-in", inward))  # fmt: skip
+
+    def _verdicts(self, session: Session, rules: Rules | None, kind: str, addresses: Iterable[str]) -> dict[str, bool]:
+        return {address: self._allows(session.bare, rules, kind, JID.parse(address)) for address in addresses}
+
+    def _seen_resources(self, session: Session, contact: str) -> list[str]:
+        """Return the full JIDs under which a contact can be seen; of one elsewhere we know only the bare one."""
+        jid = JID.parse(contact)
+        if not isinstance(self.server.domains.get(jid.domain), Host):
+            return [contact]
+        others = [other for other in self.server.sessions(jid.bare) if jid in (other.jid, other.bare)]
+        return [other.full for other in others
+                if other.presence is not None and not self.server.hides(jid.bare, session.jid, other)]  # fmt: skip
+
+    def _tell(self, session: Session, before: Sight, after: Sight) -> None:
+        """§2.10, §2.11, XEP-0191 §3.3, §3.4: who can't be seen any more seems to go; who can be seen again is shown.
+
+        An address that is only in one of the two sights has come or gone by a change of the
+        subscription, which is told elsewhere (RFC 6121 §3).
+        """
+        for address, visible in after.inward.items():
+            if visible != before.inward.get(address, visible):
+                self._show_to_user(session, address) if visible else self._take_from_user(session, address)
+        told = set()
+        for address, visible in sorted(after.outward.items()):  # a bare JID stands before its resources
+            if visible == before.outward.get(address, visible) or str(JID.parse(address).bare) in told:
+                continue
+            told.add(address)
+            if not visible:
+                self._take_from_contact(session, address)
+            elif session.presence is not None:
+                self.server.emit(session.presence.addressed(to=address))
+
+    def _take_from_contact(self, session: Session, address: str) -> None:
+        self.server.emit(Stanza(PRESENCE, {"type": "unavailable", "from": session.full, "to": address}))
+        for directed in [directed for directed in session.directed
+                         if address in (directed, str(JID.parse(directed).bare))]:  # fmt: skip
+            del session.directed[directed]
+
+    def _take_from_user(self, session: Session, address: str) -> None:
+        """§2.10: the word is the server's, so it passes the list that keeps the contact's words out."""
+        rules, session.rules = session.rules, None
+        session.send(Stanza(PRESENCE, {"type": "unavailable", "from": address, "to": session.full}))
+        session.rules = rules
+
+    def _show_to_user(self, session: Session, address: str) -> None:
+        jid = JID.parse(address)
+        contact = self.server.session(jid)
+        if contact is not None and contact.presence is not None and self.server.sees(session.bare, contact.bare):
+            session.send(contact.presence.addressed(to=session.full))
+        elif jid.is_bare:
+            self.server.emit(Stanza(PRESENCE, {"type": "probe", "from": str(session.bare), "to": address}))
+
+
+# -- blocking
+
+
+def blocking(name: str, jids: Iterable[str]) -> Element:
+    """Build `<blocklist/>`, `<block/>` or `<unblock/>` with these items (XEP-0191 §10.1)."""
+    return E(BLOCKING(name), None, *(E(BLOCKING("item"), jid=jid) for jid in jids))
+
+
+class Blocking(Feature):
+    """Blocking Command (XEP-0191): "I never want to hear from them again", without a thought of lists.
+
+        C: <iq type='set' id='b1'><block xmlns='urn:xmpp:blocking'><item jid='romeo@montague.net'/></block></iq>
+        S: <iq type='result' id='b1'/>
+        S: <iq type='set' id='…'><block xmlns='urn:xmpp:blocking'><item jid='romeo@montague.net'/></block></iq>
+
+    Keeps nothing: blocks are rules of the default privacy list, obeyed by `Privacy`.
+    Subscriptions stay as they are ("polite blocking", §4).
+    """
+
+    namespace = BLOCKING
+    server_features = (BLOCKING,)
+
+    @property
+    def privacy(self) -> Privacy:
+        """The lists that blocks are rules of."""
+        return self.server.registry.feature(Privacy)
+
+    @iq("get", BLOCKING("blocklist"), to="self")
+    def get(self, request: Iq) -> Payload:
+        """§3.2: all blocked addresses; from now on the session hears of changes."""
+        request.from_session.interested.add(BLOCKING)
+        return blocking("blocklist", self.privacy.blocked(request.owner))
+
+    @iq("set", BLOCKING("block"), to="self")
+    def block(self, request: Iq) -> Payload:
+        """§3.3: one or several."""
+        jids = self._jids(request.payload)
+        if not jids:
+            raise StanzaError("bad-request", "nobody to block")
+        self.privacy.set_blocked(request.owner, list(dict.fromkeys([*self.privacy.blocked(request.owner), *jids])))
+        request.afterwards(lambda: self.server.push(request.owner, BLOCKING, blocking("block", jids)))
+        return None
+
+    @iq("set", BLOCKING("unblock"), to="self")
+    def unblock(self, request: Iq) -> Payload:
+        """§3.4: one or several; §3.5: without items, everybody."""
+        jids = self._jids(request.payload)
+        left = [jid for jid in self.privacy.blocked(request.owner) if jids and jid not in jids]
+        self.privacy.set_blocked(request.owner, left)
+        request.afterwards(lambda: self.server.push(request.owner, BLOCKING, blocking("unblock", jids)))
+        return None
+
+    @staticmethod
+    def _jids(payload: Element) -> list[str]:
+        """Return the addresses of the items, prepared; raises StanzaError("bad-request" or "jid-malformed")."""
+        if any(item.tag != BLOCKING("item") for item in payload):
+            raise StanzaError("bad-request", "only items")  # or they'd look like the wish to unblock everybody
+        return [str(JID.parse(item.get("jid") or _missing("jid"))) for item in payload]
+
+
+# ==== 20. Publish-subscribe and personal eventing (XEP-0060, XEP-0163) ====
+#
+# What somebody wants others to know (an avatar, a mood, the keys of OMEMO) or only their own
+# other devices (bookmarks, what has been read) is published once and pushed to all who are
+# interested. Each account is a pubsub service of its own (PEP), its *nodes* are the topics:
+#
+#     C: <iq type='set' id='p1'><pubsub xmlns='http://jabber.org/protocol/pubsub'>
+#          <publish node='http://jabber.org/protocol/mood'><item><mood …/></item></publish></pubsub></iq>
+#     S: <message from='juliet@example.org' to='romeo@example.org/orchard' type='headline'>
+#          <event xmlns='http://jabber.org/protocol/pubsub#event'><items node='…'><item …/></items></event></message>
+#
+# A node has a configuration, of which the access model matters most: who may read it. Whoever
+# may read and shows by entity capabilities (XEP-0115) that it wants to know, gets it: clients
+# list `NODE+notify` among their features. Nobody has to subscribe, but everybody may.
+#
+# The first half is the engine: `Node` and the rules, values in and values out. `Capabilities`
+# finds out what clients want. `PersonalEventing` is the rim: requests, errors, notifications.
+# Left out: collections, subscription options, and a pubsub service beside the accounts.
+
+MAX_NODES = 256  # per account; Prosody has no limit, and people had 20 GB of strangers' data
+MAX_ITEMS = 1000  # per node, what `max_items=max` stands for; OMEMO and bookmarks need some hundred
+MAX_ITEM_BYTES = 200 * 1024  # of one payload: a stanza has to carry it, an avatar has some 60 KB
+MAX_PEP_BYTES = 4 * 1024 * 1024  # of all payloads of an account
+MAX_SUBSCRIBERS = 500  # explicit ones per node: strangers make these
+MAX_CAPS = 2000  # verified capabilities remembered; all clients of the world in all versions are fewer
+MAX_NODE_ID = 512  # characters of a node's or an item's id
+
+# The items of well-known nodes lie in documents of their own, so that a read marker rewrites no avatar.
+ITEM_KINDS: Mapping[str, str] = {
+    "urn:xmpp:avatar:data": "pep-avatar",
+    "urn:xmpp:bookmarks:1": "pep-bookmarks",
+    "urn:xmpp:mds:displayed:0": "pep-displayed",
+    "eu.siacs.conversations.axolotl.devicelist": "pep-omemo",
+    "urn:xmpp:omemo:2:devices": "pep-omemo",
+    "urn:xmpp:omemo:2:bundles": "pep-omemo",
+}
+OTHER_ITEMS = "pep-items"
+PRIVATE_NODES = frozenset({  # whatever a client forgets to say: these are nobody else's business (threat S57)
+    "urn:xmpp:bookmarks:1", "storage:bookmarks", "urn:xmpp:mds:displayed:0", "http://xmpp.org/extensions/xep-0048.html",
+})  # fmt: skip
+
+ACCESS_MODELS = {
+    "open": "Everybody", "presence": "Those who see my presence", "roster": "Contacts in certain groups",
+    "authorize": "Whom I have allowed", "whitelist": "Nobody but listed people",
+}  # fmt: skip
+NODE_FORM = FormTemplate(
+    f"{PUBSUB}#node_config",
+    [
+        Field("pubsub#title", label="Title", value=""),
+        Field("pubsub#description", label="Description", value=""),
+        Field("pubsub#type", label="Namespace of the payload", value=""),
+        Field("pubsub#access_model", "list-single", "Who may read?", "presence", ACCESS_MODELS),
+        Field("pubsub#roster_groups_allowed", "text-multi", "Groups that may read", []),
+        Field("pubsub#publish_model", "list-single", "Who may publish?", "publishers",
+              {"publishers": "Publishers", "subscribers": "Subscribers", "open": "Everybody"}),
+        Field("pubsub#persist_items", "boolean", "Keep items?", True),
+        Field("pubsub#max_items", "list-single", "How many items are kept?", 1, {"max": "As many as possible"},
+              numbers=range(1, MAX_ITEMS + 1)),
+        Field("pubsub#deliver_notifications", "boolean", "Send notifications?", True),
+        Field("pubsub#deliver_payloads", "boolean", "With the payload?", True),
+        Field("pubsub#notify_retract", "boolean", "Tell when items are removed?", True),
+        Field("pubsub#notify_delete", "boolean", "Tell when the node is deleted?", True),
+        Field("pubsub#notify_config", "boolean", "Tell when the configuration changes?", False),
+        Field("pubsub#send_last_published_item", "list-single", "When is the latest item sent?", "on_sub_and_presence",
+              {"never": "Never", "on_sub": "To new subscribers", "on_sub_and_presence": "To whoever comes online"}),
+    ],
+    title="Configuration of the node",
+)  # fmt: skip
+PUBLISH_OPTIONS = FormTemplate(f"{PUBSUB}#publish-options", NODE_FORM.fields)
+APPROVAL_FORM = FormTemplate(
+    f"{PUBSUB}#subscribe_authorization",
+    [
+        Field("pubsub#node", label="Node", value=""),
+        Field("pubsub#subscriber_jid", "jid-single", "Subscriber"),
+        Field("pubsub#allow", "boolean", "Allow this person to read it?", False),
+    ],
+    title="Somebody wants to subscribe",
+)
+PUBSUB_FEATURES = (
+    "access-authorize", "access-open", "access-presence", "access-roster", "access-whitelist", "auto-create",
+    "auto-subscribe", "config-node", "config-node-max", "create-and-configure", "create-nodes", "delete-items",
+    "delete-nodes", "filtered-notifications", "get-pending", "instant-nodes", "item-ids", "last-published",
+    "manage-subscriptions", "member-affiliation", "meta-data", "modify-affiliations", "multi-items",
+    "outcast-affiliation", "persistent-items", "presence-notifications", "presence-subscribe", "publish",
+    "publish-options", "publisher-affiliation", "purge-nodes", "retract-items", "retrieve-affiliations",
+    "retrieve-default", "retrieve-items", "retrieve-subscriptions", "rsm", "subscribe",
+)  # fmt: skip
+NODE_AFFILIATIONS = ("outcast", "none", "member", "publisher", "owner")
+
+
+def pubsub_error(condition: str, detail: str, text: str = "", **attributes: str) -> StanzaError:
+    """Return an error with one of XEP-0060's own conditions beside the general one (§3.2 of RFC 6120's kind)."""
+    return StanzaError(condition, text, application=E(PUBSUB_ERRORS(detail), attributes))
+
+
+# -- the engine
+
+
+@dataclass(slots=True, frozen=True)
+class Viewer:
+    """Who wants something of an account's node: the address, and what the account's roster says of it."""
+
+    jid: JID
+    is_owner: bool
+    sees: bool  # is subscribed to the account's presence
+    groups: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True, frozen=True)
+class Node:
+    """A node as it is stored: what differs from the default configuration, and its people. A value."""
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    affiliations: Mapping[str, str] = field(default_factory=dict)  # bare JID: affiliation, but for the owner's
+    subscriptions: Mapping[str, str] = field(default_factory=dict)  # JID: "subscribed" or "pending"
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a field of the configuration by its short name: `node["access_model"]`."""
+        full = f"pubsub#{name}"
+        default = default_node_config(self.name)
+        return self.config.get(full, default[full])
+
+    def to_json(self) -> Json:
+        """Return what is stored."""
+        return {"config": dict(self.config), "affiliations": dict(self.affiliations),
+                "subscriptions": dict(self.subscriptions)}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, name: str, stored: Json) -> Node:
+        """Return the node that was stored."""
+        return cls(name, stored["config"], stored["affiliations"], stored["subscriptions"])
+
+    def affiliation_of(self, viewer: Viewer) -> str:
+        """Return somebody's affiliation with this node (§4.1)."""
+        return "owner" if viewer.is_owner else self.affiliations.get(str(viewer.jid.bare), "none")
+
+    def capacity(self) -> int:
+        """Return how many items are kept."""
+        most = self["max_items"]
+        return MAX_ITEMS if most == "max" else int(most)
+
+    def subscription_of(self, viewer: Viewer) -> str:
+        """Return the best subscription of any of somebody's addresses, or "none"."""
+        bare = str(viewer.jid.bare)
+        found = {state for jid, state in self.subscriptions.items() if jid.partition("/")[0] == bare}
+        return "subscribed" if "subscribed" in found else "pending" if found else "none"
+
+    def check_read(self, viewer: Viewer) -> None:
+        """§4.5, §6.1.3, §6.5.9: raise StanzaError unless `viewer` may read this node."""
+        affiliation = self.affiliation_of(viewer)
+        if affiliation == "outcast":
+            raise StanzaError("forbidden")
+        model = self["access_model"]
+        if affiliation in ("owner", "publisher", "member") or model == "open":
+            return
+        if model == "presence" and not viewer.sees:
+            raise pubsub_error("not-authorized", "presence-subscription-required")
+        if model == "roster" and not (viewer.sees and viewer.groups & set(self["roster_groups_allowed"])):
+            raise pubsub_error("not-authorized", "not-in-roster-group")
+        if model == "whitelist":
+            raise pubsub_error("not-allowed", "closed-node")
+        if model == "authorize" and self.subscription_of(viewer) != "subscribed":
+            raise pubsub_error("not-authorized", "not-subscribed")
+
+    def may_read(self, viewer: Viewer) -> bool:
+        """Tell whether `viewer` may read this node."""
+        try:
+            self.check_read(viewer)
+        except StanzaError:
+            return False
+        return True
+
+    def check_publish(self, viewer: Viewer) -> None:
+        """§7.1.3: raise StanzaError unless `viewer` may publish here."""
+        affiliation, model = self.affiliation_of(viewer), self["publish_model"]
+        allowed = affiliation in ("owner", "publisher") or (model == "open" and affiliation != "outcast")
+        if not allowed and not (model == "subscribers" and self.subscription_of(viewer) == "subscribed"):
+            raise StanzaError("forbidden")
+
+
+@functools.lru_cache(maxsize=64)
+def _default_node_config(is_private: bool) -> Mapping[str, Any]:
+    private = {"pubsub#access_model": "whitelist"} if is_private else {}
+    return {**NODE_FORM.defaults, **private}
+
+
+def default_node_config(name: str) -> Mapping[str, Any]:
+    """Return the configuration of a node about which nothing was said (XEP-0163 §5, XEP-0223 §5)."""
+    return _default_node_config(name in PRIVATE_NODES)
+
+
+def unmet_precondition(node: Node, options: Mapping[str, Any]) -> str:
+    """Return the first publish option that the node doesn't meet, or "" (§7.1.5)."""
+    for name, wanted in options.items():
+        if node[name.removeprefix("pubsub#")] != wanted:
+            return name
+    return ""
+
+
+@dataclass(slots=True, frozen=True)
+class PublishedItem:
+    """An item: its id, the payload as XML, who published it and when, and its place in the order."""
+
+    id: str
+    xml: str
+    by: str
+    at: str
+    order: int
+
+    def to_element(self, *, namespace: str = "", payload: bool = True) -> Element:
+        """Return `<item/>` in the namespace of an answer or of an event."""
+        item = E(Namespace(namespace or PUBSUB)("item"), id=self.id)
+        if payload and self.xml:
+            item.append(parse_element(self.xml))
+        return item
+
+
+class PubsubStore:
+    """Where nodes and items lie; the engine's only way to documents.
+
+    Documents: "pep", by account, keyed by node: see `Node.to_json`. Items are in the kinds
+    of `ITEM_KINDS`, keyed by node and item id with a line break between:
+    `{"xml", "by", "at", "order"}`.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._nodes = storage.documents("pep")
+        self._items = {kind: storage.documents(kind) for kind in {*ITEM_KINDS.values(), OTHER_ITEMS}}
+
+    def nodes(self, owner: JID) -> list[str]:
+        """Return the names of an account's nodes."""
+        return list(self._nodes.items(owner))
+
+    def node(self, owner: JID, name: str) -> Node | None:
+        """Return a node, or None."""
+        stored = self._nodes.item(owner, name)
+        return None if stored is None else Node.from_json(name, stored)
+
+    def save(self, owner: JID, node: Node) -> None:
+        """Create a node, or keep its new state; raises StanzaError when there are too many."""
+        nodes = self._nodes.items(owner)
+        if node.name not in nodes and len(nodes) >= MAX_NODES:
+            raise StanzaError("resource-constraint", f"an account has room for {MAX_NODES} nodes")
+        self._nodes.put(owner, node.name, node.to_json())
+
+    def delete(self, owner: JID, name: str) -> None:
+        """Remove a node with its items."""
+        for item in self.items(owner, name):
+            self.retract(owner, name, item.id)
+        self._nodes.put(owner, name, None)
+
+    def items(self, owner: JID, name: str) -> list[PublishedItem]:
+        """Return a node's items, oldest first."""
+        prefix = f"{name}\n"
+        found = [PublishedItem(key[len(prefix) :], **item) for key, item in self._kind(name).items(owner).items()
+                 if key.startswith(prefix)]  # fmt: skip
+        return sorted(found, key=lambda item: item.order)
+
+    def item(self, owner: JID, name: str, id: str) -> PublishedItem | None:
+        """Return one item, or None."""
+        stored = self._kind(name).item(owner, f"{name}\n{id}")
+        return None if stored is None else PublishedItem(id, **stored)
+
+    def last(self, owner: JID, name: str) -> PublishedItem | None:
+        """Return the item that was published last, or None."""
+        items = self.items(owner, name)
+        return items[-1] if items else None
+
+    def publish(self, owner: JID, node: Node, new: Sequence[PublishedItem]) -> None:
+        """Keep items, and drop the oldest beyond the node's capacity (§7.1.2.5); raises StanzaError for too much."""
+        before = sum(len(item["xml"]) for kind in self._items.values() for item in kind.items(owner).values())
+        if before + sum(len(item.xml) for item in new) > MAX_PEP_BYTES:
+            raise StanzaError("resource-constraint", "the account has published too much")
+        for item in new:
+            stored = {"xml": item.xml, "by": item.by, "at": item.at, "order": item.order}
+            self._kind(node.name).put(owner, f"{node.name}\n{item.id}", stored)
+        items = self.items(owner, node.name)
+        for old in items[: max(0, len(items) - node.capacity())]:
+            self.retract(owner, node.name, old.id)
+
+    def retract(self, owner: JID, name: str, id: str) -> None:
+        """Remove one item."""
+        self._kind(name).put(owner, f"{name}\n{id}", None)
+
+    def _kind(self, name: str) -> Documents:
+        return self._items[ITEM_KINDS.get(name.partition(":bundles:")[0], OTHER_ITEMS)]
+
+
+# -- what clients want to hear (XEP-0115)
+
+CAPS_HASHES = {"sha-1": "sha1", "sha-256": "sha256", "sha-512": "sha512"}  # §9.1: sha-1 is a must
+
+
+def caps_string(info: Element) -> str:
+    """Return the string that is hashed (XEP-0115 §5.1); raises ValueError for an ill-formed answer (§5.4)."""
+    identities = [
+        "/".join((identity.get("category", ""), identity.get("type", ""), identity.get(XML_LANG, ""),
+                  identity.get("name", "")))
+        for identity in info.iter(DISCO_INFO("identity"))
+    ]  # fmt: skip
+    features = [feature.get("var", "") for feature in info.iter(DISCO_INFO("feature"))]
+    forms = [form for form in info.findall(DATA_FORMS("x")) if caps_form_type(form)]
+    types = [caps_form_type(form) for form in forms]
+    for names in (identities, features, types):
+        if len(set(names)) != len(names):
+            raise ValueError("something is said twice")
+    parts = sorted(identities, key=str.encode) + sorted(features, key=str.encode)
+    for form in sorted(forms, key=lambda form: caps_form_type(form).encode()):
+        parts.append(caps_form_type(form))
+        fields = [one for one in form.findall(DATA_FORMS("field")) if one.get("var") != "FORM_TYPE"]
+        for one in sorted(fields, key=lambda one: one.get("var", "").encode()):
+            parts.append(one.get("var", ""))
+            parts += sorted((value.text or "" for value in one.findall(DATA_FORMS("value"))), key=str.encode)
+    return "".join(f"{part}<" for part in parts)
+
+
+def caps_form_type(form: Element) -> str:
+    """Return a form's hidden FORM_TYPE, or "" (then the form doesn't count); raises ValueError for several."""
+    for one in form.findall(DATA_FORMS("field")):
+        if one.get("var") == "FORM_TYPE" and one.get("type") == "hidden":
+            values = {value.text or "" for value in one.findall(DATA_FORMS("value"))}
+            if len(values) != 1:
+                raise ValueError("several values of FORM_TYPE")
+            return values.pop()
+    return ""
+
+
+def verifies_caps(info: Element, algorithm: str, ver: str) -> bool:
+    """Whether a disco#info answer has the hash that was announced (XEP-0115 §5.4): else it could poison a cache."""
+    try:
+        digest = hashlib.new(CAPS_HASHES[algorithm], caps_string(info).encode()).digest()
+    except ValueError:
+        return False
+    return hmac.compare_digest(base64.b64encode(digest), ver.encode())
+
+
+def wanted_nodes(info: Element) -> list[str]:
+    """Return the nodes that a client wants to be notified of: its features that end in `+notify`."""
+    features = (feature.get("var", "") for feature in info.iter(DISCO_INFO("feature")))
+    return sorted({name.removesuffix("+notify") for name in features if name.endswith("+notify")})
+
+
+class Capabilities(Feature):
+    """Entity Capabilities (XEP-0115): what a client wants to hear, known by a hash in its presence.
+
+        C: <presence><c xmlns='http://jabber.org/protocol/caps' hash='sha-1' node='…' ver='Qgay…='/></presence>
+        S: <iq type='get' …><query xmlns='http://jabber.org/protocol/disco#info' node='…#Qgay…='/></iq>
+
+    Documents: "caps", by host: keyed by `HASH VER`, the nodes wanted, once the hash is verified.
+    A client without caps is asked directly, once there is anything that it could be notified
+    of, and the answer holds for its session only.
+    """
+
+    namespace = CAPS
+    server_features = (CAPS,)
+    account_features = (CAPS,)
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._known = server.storage.documents("caps")
+        self._owner = JID("", server.config.hosts[0], "")
+
+    def presence_changed(self, session: Session, old: Stanza | None, new: Stanza | None) -> None:
+        """§6.2: look the hash up, or ask; nothing to do while it stays the same."""
+        if new is None:
+            session.caps, session.wants = None, frozenset()
+            return
+        caps = new.find(CAPS("c"))
+        ver = (caps.get("hash", ""), caps.get("ver", ""), caps.get("node", "")) if caps is not None else ("", "", "")
+        if session.caps == ver:
+            return
+        session.caps, session.caps_asked = ver, False
+        known = self._known.item(self._owner, f"{ver[0]} {ver[1]}") if ver[0] in CAPS_HASHES else None
+        if known is not None:
+            session.caps_asked = True
+            self._learn(session, known)
+        elif caps is not None:
+            self.ask(session)
+
+    def ask(self, session: Session) -> None:
+        """Ask a client what it wants, unless that was done or it is unavailable."""
+        if session.caps is None or session.caps_asked:
+            return
+        session.caps_asked = True
+        algorithm, ver, node = session.caps
+        about = {"node": f"{node}#{ver}"} if algorithm else {}  # §5.4: a legacy `ver` without hash names no node
+        then = functools.partial(self._answered, session, session.caps)
+        self.server.ask(str(session.bare), session.jid, E(DISCO_INFO("query"), about), then)
+
+    def _answered(self, session: Session, ver: tuple[str, str, str], answer: Stanza | None) -> None:
+        if answer is None or answer.get("type") != "result" or session.caps != ver or not len(answer):
+            return
+        info = answer[0]
+        if ver[0] in CAPS_HASHES:
+            if not verifies_caps(info, ver[0], ver[1]):
+                return  # threat S47
+            self._remember(f"{ver[0]} {ver[1]}", wanted_nodes(info))
+        self._learn(session, wanted_nodes(info))
+
+    def _remember(self, key: str, nodes: Sequence[str]) -> None:
+        known = self._known.items(self._owner)
+        if len(known) >= MAX_CAPS:
+            self._known.put(self._owner, next(iter(known)), None)
+        self._known.put(self._owner, key, list(nodes))
+
+    def _learn(self, session: Session, nodes: Sequence[str]) -> None:
+        old, session.wants = session.wants, frozenset(nodes)
+        for event in self.server.registry.listeners("wants_changed"):
+            event(session, session.wants - old)
+
+
+# -- the rim
+
+class PersonalEventing(Feature):
+    """Personal Eventing Protocol (XEP-0163): publish-subscribe (XEP-0060) for each account.
+
+        C: <iq type='set' id='p1'><pubsub xmlns='http://jabber.org/protocol/pubsub'>
+             <publish node='http://jabber.org/protocol/mood'><item/></publish></pubsub></iq>
+        S: <iq type='result' id='p1'><pubsub …><publish node='…'><item id='…'/></publish></pubsub></iq>
+    """
+
+    namespace = PUBSUB
+    account_features = (*(f"{PUBSUB}#{name}" for name in PUBSUB_FEATURES),)
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.store = PubsubStore(server.storage)
+
+    # -- who asks for what
+
+    def viewer(self, owner: JID, jid: JID) -> Viewer:
+        """Return what the account knows of who asks."""
+        if jid.bare == owner:
+            return Viewer(jid, is_owner=True, sees=True)
+        item = self.server.rosters.item(owner, str(jid.bare)) or {}
+        sees = item.get("subscription") in ("from", "both")
+        return Viewer(jid, is_owner=False, sees=sees, groups=frozenset(item.get("groups", ())))
+
+    def _node(self, request: Iq, element: Element) -> Node:
+        """Return the node that a request is about; raises StanzaError.
+
+        To a stranger a node that isn't there looks like an account that isn't there (threat S58).
+        """
+        name = element.get("node")
+        if not name:
+            raise pubsub_error("bad-request", "nodeid-required")
+        node = self.store.node(request.owner, name)
+        if node is None:
+            known = self.viewer(request.owner, request.sender).sees
+            raise StanzaError("item-not-found" if known else "service-unavailable")
+        return node
+
+    def _owned(self, request: Iq, element: Element) -> Node:
+        if request.sender.bare != request.owner:
+            raise StanzaError("forbidden")  # §14.2
+        return self._node(request, element)
+
+    # -- publishing (§7.1)
+
+    @iq("set", PUBSUB("pubsub"), PUBSUB("publish"), to="self account")
+    def publish(self, request: Iq) -> Payload:
+        """§7.1: check, create the node if need be, keep, notify; the ids of the items come back."""
+        element = request.payload.find(PUBSUB("publish"))
+        assert element is not None
+        options = self._publish_options(request.payload)
+        node, is_new = self._node_to_publish(request, element, options)
+        items = self._read_items(request, element, node)
+        if not is_new and (unmet := unmet_precondition(node, options)):
+            raise pubsub_error("conflict", "precondition-not-met", f"{unmet} is not as you want it")
+        if is_new:
+            self.store.save(request.owner, node)
+        if node["persist_items"]:
+            self.store.publish(request.owner, node, items)
+        self.notify_items(request.owner, node, items, publisher=request.sender)
+        for event in self.server.registry.listeners("published"):
+            for item in items:
+                event(request.owner, node.name, item)
+        ids = (E(PUBSUB("item"), id=item.id) for item in items)
+        return E(PUBSUB("pubsub"), None, E(PUBSUB("publish"), {"node": node.name}, *ids))
+
+    def _publish_options(self, payload: Element) -> Mapping[str, Any]:
+        element = payload.find(PUBSUB("publish-options"))
+        form = Form.within(element) if element is not None else None
+        if form is None:
+            return {}
+        known = {one.var for one in PUBLISH_OPTIONS.fields}
+        unknown = [one.var for one in form.fields if one.var not in known and one.var != "FORM_TYPE"]
+        if unknown:
+            raise pubsub_error("conflict", "precondition-not-met", f"{unknown[0]} is not known here")
+        return PUBLISH_OPTIONS.read(form) or {}
+
+    def _node_to_publish(self, request: Iq, element: Element, options: Mapping[str, Any]) -> tuple[Node, bool]:
+        name = element.get("node")
+        if not name or len(name) > MAX_NODE_ID:
+            raise pubsub_error("bad-request", "nodeid-required")
+        viewer = self.viewer(request.owner, request.sender)
+        node = self.store.node(request.owner, name)
+        if node is not None:
+            node.check_publish(viewer)
+            return node, False
+        if not viewer.is_owner:
+            raise StanzaError("forbidden" if viewer.sees else "service-unavailable")
+        return Node(name, dict(options)), True  # XEP-0163 §3: auto-create
+
+    def _read_items(self, request: Iq, element: Element, node: Node) -> list[PublishedItem]:
+        found = element.findall(PUBSUB("item"))
+        if not found:
+            raise pubsub_error("bad-request", "item-required")
+        if len(found) > node.capacity():
+            raise pubsub_error("not-allowed", "max-items-exceeded")  # §12.11: all or nothing
+        last = self.store.last(request.owner, node.name)
+        order = count(last.order + 1 if last else 1)
+        return [self._read_item(request, item, next(order)) for item in found]
+
+    def _read_item(self, request: Iq, item: Element, order: int) -> PublishedItem:
+        if len(item) > 1:
+            raise pubsub_error("bad-request", "invalid-payload")
+        if not len(item):
+            raise pubsub_error("bad-request", "payload-required")
+        id = item.get("id") or secrets.token_urlsafe(12)
+        xml = serialize(item[0], CLIENT)
+        if len(xml) > MAX_ITEM_BYTES:
+            raise pubsub_error("not-acceptable", "payload-too-big")
+        if len(id) > MAX_NODE_ID:
+            raise StanzaError("not-acceptable", "the item's id is too long")
+        return PublishedItem(id, xml, str(request.sender.bare), stamp(), order)
+
+    @iq("set", PUBSUB("pubsub"), PUBSUB("retract"), to="self account")
+    def retract(self, request: Iq) -> Payload:
+        """§7.2: remove items, and say so when the node or the client wants it."""
+        element = request.payload.find(PUBSUB("retract"))
+        assert element is not None
+        node = self._node(request, element)
+        node.check_publish(self.viewer(request.owner, request.sender))
+        ids = [item.get("id") for item in element.findall(PUBSUB("item"))]
+        if not ids or not all(ids):
+            raise pubsub_error("bad-request", "item-required")
+        for id in ids:
+            if self.store.item(request.owner, node.name, id or "") is None:
+                raise StanzaError("item-not-found")
+        for id in ids:
+            self.store.retract(request.owner, node.name, id or "")
+        if node["notify_retract"] or element.get("notify") in ("1", "true"):
+            self.notify_retracted(request.owner, node.name, [id or "" for id in ids])
+        for event in self.server.registry.listeners("retracted"):
+            event(request.owner, node.name, ids)
+        return None
+
+    def publish_for(self, owner: JID, name: str, items: Mapping[str, Element], config: Mapping[str, Any]) -> None:
+        """Publish in the name of an account, as the conversions do; a new node gets this configuration."""
+        node = self.store.node(owner, name) or Node(name, dict(config))
+        last = self.store.last(owner, name)
+        order = count(last.order + 1 if last else 1)
+        made = [PublishedItem(id, serialize(payload, CLIENT), str(owner), stamp(), next(order))
+                for id, payload in items.items()]  # fmt: skip
+        self.store.save(owner, node)
+        self.store.publish(owner, node, made)
+        self.notify_items(owner, node, made)
+
+    # -- reading (§6.5)
+
+    @iq("get", PUBSUB("pubsub"), PUBSUB("items"), to="self account")
+    def items(self, request: Iq) -> Payload:
+        """§6.5: all items, the latest few, some by id, or a page."""
+        element = request.payload.find(PUBSUB("items"))
+        assert element is not None
+        node = self._node(request, element)
+        node.check_read(self.viewer(request.owner, request.sender))
+        wanted = [item.get("id", "") for item in element.findall(PUBSUB("item"))]
+        if wanted:
+            found = [self.store.item(request.owner, node.name, id) for id in wanted]
+            return self._items_answer(node, [item for item in found if item is not None])
+        items = self.store.items(request.owner, node.name)
+        if (most := element.get("max_items")) is not None:
+            if not most.isascii() or not most.isdigit():
+                raise StanzaError("bad-request", "max_items is a whole number")
+            items = items[max(0, len(items) - int(most[:9])) :]
+        if request.payload.find(RSM("set")) is None:
+            return self._items_answer(node, items)
+        shown, pages = page(request.payload, [(item.id, item) for item in items])
+        return self._items_answer(node, [item for _id, item in shown], pages)
+
+    def _items_answer(self, node: Node, items: Iterable[PublishedItem], pages: Element | None = None) -> Element:
+        elements = (item.to_element() for item in items)
+        return E(PUBSUB("pubsub"), None, E(PUBSUB("items"), {"node": node.name}, *elements), pages)
+
+    # -- subscriptions (§6.1, §6.2, §5.6)
+
+    @iq("set", PUBSUB("pubsub"), PUBSUB("subscribe"), to="self account")
+    def subscribe(self, request: Iq) -> Payload:
+        """§6.1: for those who may read; with the model `authorize` the owner is asked first."""
+        element = request.payload.find(PUBSUB("subscribe"))
+        assert element is not None
+        node = self._node(request, element)
+        jid = self._subscriber(request, element)
+        viewer = self.viewer(request.owner, jid)
+        known = node.subscriptions.get(str(jid))
+        if known == "pending":
+            raise pubsub_error("not-authorized", "pending-subscription")
+        asks = node["access_model"] == "authorize" and node.affiliation_of(viewer) == "none"
+        if asks:
+            state = known or "pending"
+        else:
+            node.check_read(viewer)
+            state = "subscribed"
+        if known is None:
+            if len(node.subscriptions) >= MAX_SUBSCRIBERS:
+                raise pubsub_error("policy-violation", "too-many-subscriptions")
+            node = replace(node, subscriptions={**node.subscriptions, str(jid): state})
+            self.store.save(request.owner, node)
+        if state == "pending":
+            self._ask_owner(request.owner, node, jid)
+        elif node["send_last_published_item"] != "never":
+            request.afterwards(lambda: self.send_last(request.owner, node, jid))
+        return E(PUBSUB("pubsub"), None, self._subscription(node.name, str(jid), state))
+
+    def _subscriber(self, request: Iq, element: Element) -> JID:
+        """§6.1.3.1: one subscribes oneself, by the bare JID or one's own full JID."""
+        try:
+            jid = JID.parse(element.get("jid", ""))
+        except StanzaError:
+            jid = None
+        if jid is None or jid.bare != request.sender.bare:
+            raise pubsub_error("bad-request", "invalid-jid")
+        return jid
+
+    @staticmethod
+    def _subscription(node: str, jid: str, state: str) -> Element:
+        return E(PUBSUB("subscription"), node=node, jid=jid, subscription=state)
+
+    @iq("set", PUBSUB("pubsub"), PUBSUB("unsubscribe"), to="self account")
+    def unsubscribe(self, request: Iq) -> Payload:
+        """§6.2."""
+        element = request.payload.find(PUBSUB("unsubscribe"))
+        assert element is not None
+        node = self._node(request, element)
+        try:
+            jid = self._subscriber(request, element)
+        except StanzaError:
+            raise StanzaError("forbidden") from None  # §6.2.3.3
+        if element.get("subid"):
+            raise pubsub_error("not-acceptable", "invalid-subid")
+        if str(jid) not in node.subscriptions:
+            raise pubsub_error("unexpected-request", "not-subscribed")
+        self._set_subscription(request.owner, node, str(jid), None)
+        return None
+
+    def _set_subscription(self, owner: JID, node: Node, jid: str, state: str | None) -> Node:
+        left = {key: value for key, value in node.subscriptions.items() if key != jid}
+        node = replace(node, subscriptions={**left, jid: state} if state else left)
+        self.store.save(owner, node)
+        return node
+
+    @iq("get", PUBSUB("pubsub"), PUBSUB("subscriptions"), to="self account")
+    def own_subscriptions(self, request: Iq) -> Payload:
+        """§5.6: those of who asks, at this account."""
+        element = request.payload.find(PUBSUB("subscriptions"))
+        assert element is not None
+        found = []
+        for node in self._asked_nodes(request, element):
+            for jid, state in node.subscriptions.items():
+                if jid.partition("/")[0] == str(request.sender.bare):
+                    found.append(self._subscription(node.name, jid, state))
+        return E(PUBSUB("pubsub"), None, E(PUBSUB("subscriptions"), None, *found))
+
+    @iq("get", PUBSUB("pubsub"), PUBSUB("affiliations"), to="self account")
+    def own_affiliations(self, request: Iq) -> Payload:
+        """§5.7: likewise."""
+        element = request.payload.find(PUBSUB("affiliations"))
+        assert element is not None
+        viewer = self.viewer(request.owner, request.sender)
+        known = [(node.name, node.affiliation_of(viewer)) for node in self._asked_nodes(request, element)]
+        found = (E(PUBSUB("affiliation"), node=name, affiliation=what) for name, what in known if what != "none")
+        return E(PUBSUB("pubsub"), None, E(PUBSUB("affiliations"), None, *found))
+
+    def _asked_nodes(self, request: Iq, element: Element) -> list[Node]:
+        if element.get("node"):
+            return [self._node(request, element)]
+        nodes = (self.store.node(request.owner, name) for name in self.store.nodes(request.owner))
+        return [node for node in nodes if node is not None]
+
+    @iq("get set", PUBSUB("pubsub"), PUBSUB("options"), to="self account")
+    def no_options(self, request: Iq) -> Payload:
+        """§6.3: there are none."""
+        raise pubsub_error("feature-not-implemented", "unsupported", feature="subscription-options")
+
+    # -- the owner's requests (§8)
+
+    @iq("set", PUBSUB("pubsub"), PUBSUB("create"), to="self account")
+    def create(self, request: Iq) -> Payload:
+        """§8.1: with a configuration, if one comes along; without a name it gets one."""
+        element = request.payload.find(PUBSUB("create"))
+        assert element is not None
+        if request.sender.bare != request.owner:
+            raise StanzaError("forbidden")
+        name = element.get("node") or secrets.token_urlsafe(12)
+        if len(name) > MAX_NODE_ID:
+            raise StanzaError("not-acceptable", "the node's name is too long")
+        if self.store.node(request.owner, name) is not None:
+            raise StanzaError("conflict")
+        configure = request.payload.find(PUBSUB("configure"))
+        form = Form.within(configure) if configure is not None else None
+        self.store.save(request.owner, Node(name, self._read_config(form) or {} if form is not None else {}))
+        return None if element.get("node") else E(PUBSUB("pubsub"), None, E(PUBSUB("create"), node=name))
+
+    @staticmethod
+    def _read_config(form: Form) -> dict[str, Any] | None:
+        try:
+            return NODE_FORM.read(form)
+        except StanzaError as error:
+            if "access_model" in error.text:
+                raise pubsub_error("not-acceptable", "unsupported-access-model", error.text) from None  # §8.1.2
+            raise
+
+    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("default"), to="self")
+    def default_configuration(self, request: Iq) -> Payload:
+        """§8.3."""
+        form = NODE_FORM.fill().to_element()
+        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("default"), None, form))
+
+    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("configure"), to="self account")
+    def configuration(self, request: Iq) -> Payload:
+        """§8.2: the form, with what is set."""
+        node = self._owned(request, request.payload[0])
+        form = NODE_FORM.fill({**default_node_config(node.name), **node.config}).to_element()
+        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("configure"), {"node": node.name}, form))
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("configure"), to="self account")
+    def configure(self, request: Iq) -> Payload:
+        """§8.2.4: take what was sent, keep the rest; who may not read any more loses the subscription."""
+        node = self._owned(request, request.payload[0])
+        form = Form.within(request.payload[0])
+        if form is None:
+            raise StanzaError("bad-request")
+        changes = self._read_config(form)
+        if changes is None:
+            return None
+        node = replace(node, config={**node.config, **changes})
+        node = self._without_unentitled(request.owner, node)
+        self.store.save(request.owner, node)
+        items = self.store.items(request.owner, node.name)
+        for item in items[: max(0, len(items) - node.capacity())]:
+            self.store.retract(request.owner, node.name, item.id)
+        if node["notify_config"]:
+            self._notify(request.owner, node, E(PUBSUB_EVENT("configuration"), node=node.name))
+        return None
+
+    def _without_unentitled(self, owner: JID, node: Node) -> Node:
+        """XEP-0163 §7.1: lost access ends the subscription."""
+        left = {jid: state for jid, state in node.subscriptions.items()
+                if state == "pending" or node.may_read(self.viewer(owner, JID.parse(jid)))}  # fmt: skip
+        return replace(node, subscriptions=left)
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("delete"), to="self account")
+    def delete(self, request: Iq) -> Payload:
+        """§8.4."""
+        node = self._owned(request, request.payload[0])
+        if node["notify_delete"]:
+            self._notify(request.owner, node, E(PUBSUB_EVENT("delete"), node=node.name))
+        self.store.delete(request.owner, node.name)
+        return None
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("purge"), to="self account")
+    def purge(self, request: Iq) -> Payload:
+        """§8.5."""
+        node = self._owned(request, request.payload[0])
+        for item in self.store.items(request.owner, node.name):
+            self.store.retract(request.owner, node.name, item.id)
+        if node["notify_retract"]:
+            self._notify(request.owner, node, E(PUBSUB_EVENT("purge"), node=node.name))
+        return None
+
+    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("subscriptions"), to="self account")
+    def subscribers(self, request: Iq) -> Payload:
+        """§8.8.1."""
+        node = self._owned(request, request.payload[0])
+        found = (E(PUBSUB_OWNER("subscription"), jid=jid, subscription=state)
+                 for jid, state in node.subscriptions.items())  # fmt: skip
+        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("subscriptions"), {"node": node.name}, *found))
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("subscriptions"), to="self account")
+    def set_subscribers(self, request: Iq) -> Payload:
+        """§8.8.2: only what is named changes."""
+        node = self._owned(request, request.payload[0])
+        changes = [(str(JID.parse(entry.get("jid", ""))), entry.get("subscription", ""))
+                   for entry in request.payload[0].findall(PUBSUB_OWNER("subscription"))]  # fmt: skip
+        if not changes or any(state not in ("none", "pending", "subscribed") for _jid, state in changes):
+            raise StanzaError("bad-request")
+        for jid, state in changes:
+            node = self._set_subscription(request.owner, node, jid, None if state == "none" else state)
+        return None
+
+    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("affiliations"), to="self account")
+    def affiliates(self, request: Iq) -> Payload:
+        """§8.9.1."""
+        node = self._owned(request, request.payload[0])
+        known = {str(request.owner): "owner", **node.affiliations}
+        found = (E(PUBSUB_OWNER("affiliation"), jid=jid, affiliation=what) for jid, what in known.items())
+        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("affiliations"), {"node": node.name}, *found))
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("affiliations"), to="self account")
+    def set_affiliates(self, request: Iq) -> Payload:
+        """§8.9.2: only what is named changes; the account stays the owner of its nodes."""
+        node = self._owned(request, request.payload[0])
+        changes = {str(JID.parse(entry.get("jid", "")).bare): entry.get("affiliation", "")
+                   for entry in request.payload[0].findall(PUBSUB_OWNER("affiliation"))}  # fmt: skip
+        if not changes or any(what not in NODE_AFFILIATIONS for what in changes.values()):
+            raise StanzaError("bad-request")
+        if "owner" in changes.values() or str(request.owner) in changes:
+            raise StanzaError("not-acceptable", "an account's nodes are the account's own")
+        if len(node.affiliations) + len(changes) > MAX_SUBSCRIBERS:
+            raise StanzaError("resource-constraint")
+        after = {jid: what for jid, what in {**node.affiliations, **changes}.items() if what != "none"}
+        self.store.save(request.owner, self._without_unentitled(request.owner, replace(node, affiliations=after)))
+        return None
+
+    # -- asking the owner (§8.6)
+
+    def _ask_owner(self, owner: JID, node: Node, jid: JID) -> None:
+        question = Stanza(MESSAGE, {"from": str(owner), "id": secrets.token_urlsafe(9), "to": str(owner)})
+        question.add(APPROVAL_FORM.fill({"pubsub#node": node.name, "pubsub#subscriber_jid": jid}).to_element())
+        self.server.emit(question)
+
+    def sending(self, session: Session, stanza: Stanza) -> Stanza | None:
+        """§8.6: the owner's answer comes as a message to the own account."""
+        if stanza.tag != MESSAGE or stanza.find(DATA_FORMS("x")) is None or stanza.get("to") != str(session.bare):
+            return stanza
+        form = Form.within(stanza)
+        if form is None or form.form_type != APPROVAL_FORM.form_type:
+            return stanza
+        values = APPROVAL_FORM.read(form)
+        if values is not None:
+            self._decide(session.bare, values)
+        return None
+
+    def _decide(self, owner: JID, values: Mapping[str, Any]) -> None:
+        node = self.store.node(owner, values.get("pubsub#node", ""))
+        jid = str(values.get("pubsub#subscriber_jid", ""))
+        if node is None or node.subscriptions.get(jid) != "pending":
+            raise StanzaError("item-not-found")
+        state = "subscribed" if values.get("pubsub#allow") else "none"
+        self._set_subscription(owner, node, jid, state if state != "none" else None)
+        told = Stanza(MESSAGE, {"from": str(owner), "to": jid, "type": "headline"})
+        told.add(E(PUBSUB_EVENT("event"), None, E(PUBSUB_EVENT("subscription"), node=node.name, jid=jid,
+                                                  subscription=state)))  # fmt: skip
+        self.server.emit(told)
+
+    # -- notifications (XEP-0163 §4.3)
+
+    def notify_items(self, owner: JID, node: Node, items: Sequence[PublishedItem], *,
+                     publisher: JID | None = None) -> None:  # fmt: skip
+        """Tell all who want to know of new items."""
+        if node["deliver_notifications"]:
+            elements = (item.to_element(namespace=PUBSUB_EVENT, payload=node["deliver_payloads"]) for item in items)
+            self._notify(owner, node, E(PUBSUB_EVENT("items"), {"node": node.name}, *elements), publisher)
+
+    def notify_retracted(self, owner: JID, name: str, ids: Sequence[str]) -> None:
+        """Tell all who want to know that items are gone (XEP-0060 §7.2.2.1)."""
+        node = self.store.node(owner, name)
+        if node is not None:
+            gone = (E(PUBSUB_EVENT("retract"), id=id) for id in ids)
+            self._notify(owner, node, E(PUBSUB_EVENT("items"), {"node": name}, *gone))
+
+    def _notify(self, owner: JID, node: Node, what: Element, publisher: JID | None = None) -> None:
+        """Send one event to everybody entitled, once each; it is serialised twice, however many they are."""
+        event = Stanza(MESSAGE, {"from": str(owner), "type": "headline", "id": secrets.token_urlsafe(9)})
+        event.add(E(PUBSUB_EVENT("event"), None, what))
+        to_friends = event
+        if publisher is not None and publisher.bare == owner and publisher.resource:
+            to_friends = event.addressed()
+            reply_to = E(ADDRESS("address"), type="replyto", jid=str(publisher))
+            to_friends.add(E(ADDRESS("addresses"), None, reply_to))  # §4.3.1: never to who may not see the presence
+        for address, sees in self._audience(owner, node).items():
+            self.server.emit((to_friends if sees else event).addressed(to=address))
+
+    def _audience(self, owner: JID, node: Node) -> dict[str, bool]:
+        """Return who is to be told, by address, and whether each sees the owner's presence (§4.3.2)."""
+        audience: dict[str, bool] = {}
+        capabilities = self.server.registry.feature(Capabilities)
+        for session in self.server.sessions(owner):
+            capabilities.ask(session)  # the answer brings the latest item
+            if node.name in session.wants:
+                audience[session.full] = True
+        for contact, _item in self.server.registry.feature(Roster).contacts(owner, "from", "both"):
+            jid = JID.parse(contact)
+            sessions = self.server.sessions(jid)
+            for session in sessions:
+                capabilities.ask(session)
+            wanting = [session for session in sessions if node.name in session.wants]
+            if wanting and node.may_read(self.viewer(owner, jid)):
+                audience.update((session.full, True) for session in wanting)
+        for address, state in node.subscriptions.items():
+            jid = JID.parse(address)
+            if state == "subscribed" and not any(JID.parse(told).bare == jid.bare for told in audience):
+                viewer = self.viewer(owner, jid)
+                if node.may_read(viewer):
+                    audience[address] = viewer.sees
+        return audience
+
+    def send_last(self, owner: JID, node: Node, to: JID) -> None:
+        """§4.3.4: send the latest item, stamped with when it was published."""
+        item = self.store.last(owner, node.name)
+        if item is None or not node["deliver_notifications"]:
+            return
+        event = Stanza(MESSAGE, {"from": str(owner), "to": str(to), "type": "headline", "id": secrets.token_urlsafe(9)})
+        element = item.to_element(namespace=PUBSUB_EVENT, payload=node["deliver_payloads"])
+        event.add(E(PUBSUB_EVENT("event"), None, E(PUBSUB_EVENT("items"), {"node": node.name}, element)))
+        event.add(E(DELAY("delay"), {"from": str(owner), "stamp": item.at}))
+        self.server.emit(event)
+
+    def _send_last_of(self, owner: JID, session: Session, wanted: Iterable[str]) -> None:
+        viewer = self.viewer(owner, session.jid)
+        for name in wanted:
+            node = self.store.node(owner, name)
+            if node is not None and node["send_last_published_item"] == "on_sub_and_presence" and node.may_read(viewer):
+                self.send_last(owner, node, session.jid)
+
+    # -- events
+
+    def presence_changed(self, session: Session, old: Stanza | None, new: Stanza | None) -> None:
+        """XEP-0163 §4.3.3, for clients without capabilities: worth a question only if there is something to tell."""
+        if old is not None or new is None or session.caps_asked:
+            return
+        contacts = (JID.parse(contact) for contact, _item in
+                    self.server.registry.feature(Roster).contacts(session.bare, "to", "both"))  # fmt: skip
+        if any(self.store.nodes(account) for account in [session.bare, *contacts]):
+            self.server.registry.feature(Capabilities).ask(session)
+
+    def wants_changed(self, session: Session, new: frozenset[str]) -> None:
+        """§4.3.3: who has come online, or wants more, gets the latest of its own account and of its contacts."""
+        self._send_last_of(session.bare, session, new)
+        for contact, _item in list(self.server.registry.feature(Roster).contacts(session.bare, "to", "both")):
+            jid = JID.parse(contact)
+            if jid.domain in self.server.config.hosts:
+                self._send_last_of(jid, session, new)
+
+    def roster_changed(self, owner: JID, contact: JID) -> None:
+        """§4.3.4, §7.1: a new subscriber gets the latest of everything; who has lost access loses subscriptions."""
+        for name in self.store.nodes(owner):
+            node = self.store.node(owner, name)
+            assert node is not None
+            kept = self._without_unentitled(owner, node)
+            if kept.subscriptions != node.subscriptions:
+                self.store.save(owner, kept)
+        item = self.server.rosters.item(owner, str(contact)) or {}
+        if item.get("subscription") in ("from", "both"):
+            for session in self.server.sessions(contact):
+                self._send_last_of(owner, session, session.wants)
+
+    def disco_info(self, request: Iq, info: Element) -> None:
+        """§6.1: the account is a pubsub service."""
+        if request.owner.local:
+            info.insert(0, E(DISCO_INFO("identity"), category="pubsub", type="pep"))
+
+    def disco_items(self, request: Iq, items: Element) -> None:
+        """§6.2: the nodes that who asks may read."""
+        if request.owner.local:
+            viewer = self.viewer(request.owner, request.sender)
+            for name in self.store.nodes(request.owner):
+                node = self.store.node(request.owner, name)
+                if node is not None and node.may_read(viewer):
+                    items.append(E(DISCO_ITEMS("item"), jid=str(request.owner), node=name))
+
+
+# -- one thing, two ways: avatars and bookmarks
+
+PRIVATE_CONFIG = {"pubsub#access_model": "whitelist", "pubsub#max_items": "max",
+                  "pubsub#send_last_published_item": "never"}  # XEP-0402 §3.1  # fmt: skip
+
+
+class AvatarConversion(Feature):
+    """User Avatar to vCard-Based Avatars Conversion (XEP-0398): one picture, seen in both ways (XEP-0084, XEP-0153).
+
+        C: <presence/>
+        S: <presence …><x xmlns='vcard-temp:x:update'><photo>sha1-hash-of-image</photo></x></presence>
+    """
+
+    namespace = "urn:xmpp:pep-vcard-conversion:0"
+    account_features = ("urn:xmpp:pep-vcard-conversion:0",)
+
+    @property
+    def vcards(self) -> VCard:
+        """The cards."""
+        return self.server.registry.feature(VCard)
+
+    @property
+    def eventing(self) -> PersonalEventing:
+        """The nodes."""
+        return self.server.registry.feature(PersonalEventing)
+
+    def sending(self, session: Session, stanza: Stanza) -> Stanza | None:
+        """§4: the hash goes into every available presence, directed ones too, unless the client wants none."""
+        if stanza.tag != PRESENCE or stanza.get("type") is not None:
+            return stanza
+        photo = self.vcards.photo(session.bare)
+        update = stanza.find(VCARD_UPDATE("x"))
+        wanted = update is None or update.find(VCARD_UPDATE("photo")) is None
+        if photo and wanted:
+            set_photo_hash(stanza, photo)
+        return stanza
+
+    def published(self, owner: JID, node: str, item: PublishedItem) -> None:
+        """§3.1: new metadata; the picture itself was published before."""
+        if node != AVATAR_METADATA:
+            return
+        infos = [info for info in parse_element(item.xml).iter(AVATAR_METADATA("info")) if not info.get("url")]
+        data = self.eventing.store.item(owner, AVATAR_DATA, infos[0].get("id", "")) if infos else None
+        card = self.vcards.card(owner) if owner in self.vcards.cards else E(VCARD("vCard"))
+        for photo in card.findall(VCARD("PHOTO")):
+            card.remove(photo)
+        if data is not None:
+            text = "".join((parse_element(data.xml).text or "").split())
+            kind = E(VCARD("TYPE"), None, infos[0].get("type", "image/png"))
+            card.append(E(VCARD("PHOTO"), None, kind, E(VCARD("BINVAL"), None, text)))
+        if (data is not None or not infos) and self._is_true(card, infos):
+            self.vcards.keep(owner, card)
+            self._show_again(owner)
+
+    @staticmethod
+    def _is_true(card: Element, infos: Sequence[Element]) -> bool:
+        """§3.1: the id is the picture's SHA-1; what is no picture at all is left alone."""
+        try:
+            picture = vcard_picture(card)
+        except StanzaError:
+            return False
+        return not infos or hashlib.sha1(picture).hexdigest() == infos[0].get("id")
+
+    def vcard_changed(self, owner: JID) -> None:
+        """§3.2: first the data, then the metadata."""
+        card = self.vcards.card(owner)
+        photo, picture = self.vcards.photo(owner), vcard_picture(card)
+        known = self.eventing.store.last(owner, AVATAR_METADATA)
+        if known is not None and known.id == photo:
+            return
+        if picture:
+            data = E(AVATAR_DATA("data"), None, base64.b64encode(picture).decode())
+            self.eventing.publish_for(owner, AVATAR_DATA, {photo: data}, {})
+            kind = card.findtext(f"{VCARD('PHOTO')}/{VCARD('TYPE')}") or "image/png"
+            info = E(AVATAR_METADATA("info"), {"id": photo, "type": kind, "bytes": str(len(picture))})
+            self.eventing.publish_for(owner, AVATAR_METADATA, {photo: E(AVATAR_METADATA("metadata"), None, info)}, {})
+        elif known is not None and len(parse_element(known.xml)):
+            self.eventing.publish_for(owner, AVATAR_METADATA, {"none": E(AVATAR_METADATA("metadata"))}, {})
+        self._show_again(owner)
+
+    def _show_again(self, owner: JID) -> None:
+        """XEP-0153 §4.1: contacts learn of the new picture by presence."""
+        photo = self.vcards.photo(owner)
+        broadcast = self.server.registry.feature(PresenceBroadcast)
+        for session in self.server.sessions(owner):
+            if session.presence is not None:
+                again = session.presence.addressed()
+                set_photo_hash(again, photo)
+                broadcast.available(session, again)
+
+
+def set_photo_hash(presence: Stanza, photo: str) -> None:
+    """Put the hash of a picture ("" for none) into a presence, in place of another one (XEP-0153 §4.1)."""
+    presence.discard(lambda child: child.tag == VCARD_UPDATE("x"))
+    presence.add(E(VCARD_UPDATE("x"), None, E(VCARD_UPDATE("photo"), None, photo or None)))
+
+
+class BookmarkConversion(Feature):
+    """Bookmarks Conversion (XEP-0411): old bookmarks (XEP-0048, 0049) and new ones (XEP-0402) are the same.
+
+        C: <iq type='set' …><query xmlns='jabber:iq:private'><storage xmlns='storage:bookmarks'>…</storage></query></iq>
+        S: <message …><event …><items node='urn:xmpp:bookmarks:1'>…</items></event></message>
+
+    The truth is in the node urn:xmpp:bookmarks:1; the two old places are written whenever it changes.
+    """
+
+    namespace = "urn:xmpp:bookmarks-conversion:0"
+    account_features = ("urn:xmpp:bookmarks-conversion:0", f"{BOOKMARKS}#compat", f"{BOOKMARKS}#compat-pep")
+
+    @property
+    def eventing(self) -> PersonalEventing:
+        """The nodes."""
+        return self.server.registry.feature(PersonalEventing)
+
+    @property
+    def private(self) -> PrivateStorage:
+        """The private XML."""
+        return self.server.registry.feature(PrivateStorage)
+
+    def published(self, owner: JID, node: str, item: PublishedItem) -> None:
+        """Somebody has changed bookmarks by PEP, in the new way or the old one."""
+        if node == BOOKMARKS:
+            self._write_old(owner, others=self._other_bookmarks(owner))
+        elif node == OLD_BOOKMARKS:
+            self._take_old(owner, parse_element(item.xml))
+
+    def retracted(self, owner: JID, node: str, ids: Sequence[str]) -> None:
+        """Somebody has removed bookmarks."""
+        if node == BOOKMARKS:
+            self._write_old(owner, others=self._other_bookmarks(owner))
+
+    def private_stored(self, owner: JID, tag: str) -> None:
+        """Somebody has changed bookmarks in private XML."""
+        if tag == OLD_BOOKMARKS("storage"):
+            self._take_old(owner, parse_elements([self.private.stored.item(owner, tag)])[-1])
+
+    def _take_old(self, owner: JID, storage: Element) -> None:
+        """Make the new bookmarks equal to the old ones: what is missing there goes, what differs is published."""
+        wanted = {}
+        for conference in storage.findall(OLD_BOOKMARKS("conference")):
+            try:
+                wanted[str(JID.parse(conference.get("jid", "")).bare)] = new_bookmark(conference)
+            except StanzaError:
+                continue  # no address: nothing that could be bookmarked in the new way
+        store = self.eventing.store
+        known = {item.id: item for item in store.items(owner, BOOKMARKS)}
+        for id in known.keys() - wanted.keys():
+            store.retract(owner, BOOKMARKS, id)
+            self.eventing.notify_retracted(owner, BOOKMARKS, [id])
+        changed = {id: merged_bookmark(known[id], bookmark) if id in known else bookmark
+                   for id, bookmark in wanted.items()}  # fmt: skip
+        changed = {id: bookmark for id, bookmark in changed.items()
+                   if id not in known or serialize(bookmark, CLIENT) != known[id].xml}  # fmt: skip
+        if changed:
+            self.eventing.publish_for(owner, BOOKMARKS, changed, PRIVATE_CONFIG)
+        self._write_old(owner, others=[child for child in storage if child.tag != OLD_BOOKMARKS("conference")])
+
+    def _other_bookmarks(self, owner: JID) -> list[Element]:
+        """Return the old bookmarks that are no rooms: web addresses, which only the old way knows."""
+        stored = self.private.stored.item(owner, OLD_BOOKMARKS("storage"))
+        storage = parse_elements([stored])[-1] if stored else E(OLD_BOOKMARKS("storage"))
+        return [child for child in storage if child.tag != OLD_BOOKMARKS("conference")]
+
+    def _write_old(self, owner: JID, *, others: Sequence[Element]) -> None:
+        items = self.eventing.store.items(owner, BOOKMARKS)
+        storage = E(OLD_BOOKMARKS("storage"), None, *(old_bookmark(item) for item in items), *others)
+        text = serialize(storage, CLIENT)
+        if self.private.stored.item(owner, OLD_BOOKMARKS("storage")) != text:
+            self.private.stored.put(owner, OLD_BOOKMARKS("storage"), text)
+        last = self.eventing.store.last(owner, OLD_BOOKMARKS)
+        if last is None or last.xml != text:
+            config = {"pubsub#access_model": "whitelist"}
+            self.eventing.publish_for(owner, OLD_BOOKMARKS, {"current": storage}, config)
+
+
+def new_bookmark(old: Element) -> Element:
+    """Turn a conference of XEP-0048 into one of XEP-0402 (§3.2)."""
+    bookmark = E(BOOKMARKS("conference"), {key: old.attrib[key] for key in ("name", "autojoin") if key in old.attrib})
+    for name in ("nick", "password"):
+        if text := child_text(old, OLD_BOOKMARKS(name)):
+            bookmark.append(E(BOOKMARKS(name), None, text))
+    return bookmark
+
+
+def merged_bookmark(known: PublishedItem, bookmark: Element) -> Element:
+    """Keep the extensions of a new bookmark, of which the old way knows nothing."""
+    extensions = parse_element(known.xml).find(BOOKMARKS("extensions"))
+    if extensions is not None:
+        bookmark.append(extensions)
+    return bookmark
+
+
+def old_bookmark(item: PublishedItem) -> Element:
+    """Turn a bookmark of XEP-0402 into a conference of XEP-0048."""
+    new = parse_element(item.xml)
+    old = E(OLD_BOOKMARKS("conference"), jid=item.id)
+    for key in ("name", "autojoin"):
+        if key in new.attrib:
+            old.set(key, new.attrib[key])
+    for name in ("nick", "password"):
+        if text := child_text(new, BOOKMARKS(name)):
+            old.append(E(OLD_BOOKMARKS(name), None, text))
+    return old
 
 
 # ==== 21. Multi-user chat (XEP-0045) ====
@@ -10937,6 +12910,8 @@ FEATURES: tuple[type[Feature], ...] = (
     IqAuth,
     Registration,
     StreamLimits,
+    Privacy,  # the first that filters: its rules come before all others (XEP-0016 §2.2)
+    Blocking,
     Roster,
     Subscriptions,  # hears of a session's presence before the offline messages: first who asks, then what was said
     PresenceBroadcast,
@@ -10947,6 +12922,11 @@ FEATURES: tuple[type[Feature], ...] = (
     EntityTime,
     LastActivity,
     PrivateStorage,
+    VCard,
+    Capabilities,  # behind the offline messages: first what was said, then what is new
+    PersonalEventing,
+    AvatarConversion,
+    BookmarkConversion,
     MultiUserChat,
 )
 

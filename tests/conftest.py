@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.dialogue import Client
+from tests.elsewhere import Elsewhere
 from tests.servers import PEOPLE, MemoryServer, ProcessServer
 
 
@@ -112,3 +113,9 @@ def nurse(server: MemoryServer | ProcessServer) -> Client:
 def benvolio(server: MemoryServer | ProcessServer) -> Client:
     """benvolio@example.org/pda, logged in."""
     return server.client().login("benvolio", resource="pda")
+
+
+@pytest.fixture
+def elsewhere(server: MemoryServer) -> Elsewhere:
+    """The domain example.com, which is not served here."""
+    return Elsewhere(server)

@@ -49,6 +49,7 @@ SASL = "urn:ietf:params:xml:ns:xmpp-sasl"
 TLS = "urn:ietf:params:xml:ns:xmpp-tls"
 BIND = "urn:ietf:params:xml:ns:xmpp-bind"
 ROSTER = "jabber:iq:roster"
+DISCO_INFO = "http://jabber.org/protocol/disco#info"
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 
 ELLIPSIS = "..."  # in a pattern: a namespace, an attribute or a text that stands for any
@@ -320,6 +321,7 @@ class Client:
         self.jid = ""  # the full JID, once bound
         self.wire: Wire | None = None
         self.transcript: deque[str] = deque(maxlen=TRANSCRIPT)
+        self.hears_questions = False  # what the client can do, which the server asks every client without caps
         self._reader = StreamReader()
         self._inbox: deque[Event] = deque()
         self._sent: dict[str, ET.Element] = {}  # the stanzas sent, by id: errors and answers are checked against them
@@ -588,7 +590,7 @@ class Client:
             self._inbox.append(Event("end", ET.Element("end-of-connection")))
             return
         self.transcript.append("S: " + data[:2000].decode(errors="replace"))
-        self._inbox.extend(self._reader.feed(data))
+        self._inbox.extend(event for event in self._reader.feed(data) if self.hears_questions or not _asks(event))
 
     def _expect(self, kind: str, what: str) -> ET.Element:
         event = self._next()
@@ -628,6 +630,14 @@ class Client:
         if cause is None or actual.get("type") not in ("result", "error"):
             return ()
         return (cause.attrib["to"],) if "to" in cause.attrib else (self.bare, self.jid, self.host)
+
+
+def _asks(event: Event) -> bool:
+    """Whether this is the server's own question what the client can do (XEP-0115 §6.2); it means nothing to most."""
+    element = event.element
+    is_question = element.tag == f"{{{CLIENT}}}iq" and element.get("type") == "get"
+    is_about_us = [child.tag for child in element] == [f"{{{DISCO_INFO}}}query"] and "/" not in element.get("from", "/")
+    return is_question and is_about_us
 
 
 def _answers(name: str, event: Event) -> bool:

@@ -20,7 +20,7 @@ from tests.servers import ProcessServer, ServerProcess
 from xmppd import ConfigError
 
 SOURCE = Path(xmppd.__file__)
-PATIENCE = 60.0  # seconds
+PATIENCE = 30.0  # seconds
 CONFIGURATION = """\
 hosts = ["example.org"]
 data = "data"

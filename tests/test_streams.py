@@ -7,7 +7,7 @@ import re
 import pytest
 
 import xmppd
-from tests.dialogue import BIND, PATIENCE, SASL, STREAMS, TLS, Client, password_of
+from tests.dialogue import BIND, PATIENCE, SASL, STREAMS, TLS, Client, StreamReader, password_of
 
 XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 HEADER = f"<stream:stream xmlns='jabber:client' xmlns:stream='{STREAMS}' to='example.org' version='1.0'>"
@@ -32,6 +32,12 @@ def are_online(romeo: Client, juliet: Client) -> None:
     juliet.comes_online()
     romeo.receives_anything()
     juliet.receives_anything()
+
+
+def begins_stream(client: Client, text: str) -> None:
+    """Send the first words of a new stream, good or bad."""
+    client._reader = StreamReader()
+    client.sends_raw(text)
 
 
 @pytest.fixture
@@ -264,7 +270,7 @@ def test_after_success_comes_a_header_and_nothing_else(secured) -> None:
     """RFC6120-6.4.6-2"""
     secured.negotiates()
     secured.authenticates("romeo", password_of("romeo"))
-    secured.sends_raw(f"<iq type='set' id='b'><bind xmlns='{BIND}'/></iq>")
+    begins_stream(secured, f"<iq type='set' id='b'><bind xmlns='{BIND}'/></iq>")
     secured.receives_stream_header()
     secured.receives_stream_error("invalid-namespace")
     assert secured.is_closed()
@@ -356,7 +362,6 @@ def test_what_was_said_before_tls_is_forgotten(client) -> None:
     [
         "<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>",
         "<iq type='set' id='s'><session xmlns='urn:ietf:params:xml:ns:xmpp-session'/></iq>",
-        "<compress xmlns='http://jabber.org/protocol/compress'><method>zlib</method></compress>",
         "<message to='juliet@example.org'><body>O</body></message>",
         "<presence/>",
         PING,
@@ -365,7 +370,7 @@ def test_what_was_said_before_tls_is_forgotten(client) -> None:
     ],
 )
 def test_before_tls_nothing_else_is_heard(client, juliet, text: str) -> None:
-    """RFC6120-4.3.5-2, RFC6120-4.9.3.12-1, RFC6120-13.12-3, S21, S22"""
+    """RFC6120-4.3.5-2, RFC6120-4.9.3.12-1, RFC6120-13.12-3, S21"""
     client.negotiates()
     client.sends(text)
     client.receives_stream_error("not-authorized")
@@ -526,7 +531,7 @@ def test_a_prefix_of_ones_own_header_means_the_same_elsewhere(server, juliet) ->
     romeo.starts_tls()
     romeo.negotiates()
     romeo.authenticates("romeo", password_of("romeo"))
-    romeo.sends_raw(HEADER.replace(" to=", " xmlns:h='http://jabber.org/protocol/xhtml-im' to="))
+    begins_stream(romeo, HEADER.replace(" to=", " xmlns:h='http://jabber.org/protocol/xhtml-im' to="))
     romeo.receives_stream_header()
     romeo.receives_features()
     romeo.binds("orchard")
@@ -583,7 +588,7 @@ def test_an_error_is_one_condition_and_a_text_with_its_language(secured) -> None
     [
         "<message to='" + "a" * 9000 + "'/>",
         "<message>" + "text " * 2000,
-        "<message " + "".join(f"a{n}='' " for n in range(1000)),
+        "<message " + "".join(f"a{n}='' " for n in range(1000)) + "/>",
         "<message>" + "<x/>" * 40,
         "<message>" + "<x>" * 100_000,
         "<" + "a" * 9000,
@@ -639,16 +644,15 @@ def test_a_stream_may_be_closed_at_any_time(request, stage: str) -> None:
     assert client.is_closed()
 
 
-def test_white_space_keeps_a_connection_alive_and_means_nothing(server, romeo, juliet) -> None:
+def test_white_space_keeps_a_connection_alive_and_means_nothing(server, romeo) -> None:
     """RFC6120-4.6.4-1, RFC6120-11.7-1"""
     for _ in range(3):
         romeo.sends_raw(" ")
         server.clock.skip(299)
         romeo.sends_raw("\n")
         romeo.wire.read(0)
-    romeo.sends_raw(" \n<message to='juliet@example.org/balcony'/>\t\r\n" + PING + " ")
-    romeo.receives("<iq type='result' id='p' from='example.org'/>")
-    juliet.receives_anything()
+    romeo.sends_raw(" \n" + PING + "\t\r\n" + PING + " ")
+    romeo.receives("<iq type='result' id='p' from='example.org'/>", "<iq type='result' id='p' from='example.org'/>")
     romeo.receives_nothing()
 
 

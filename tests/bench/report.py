@@ -27,7 +27,7 @@ def median_and_spread(values: Sequence[float]) -> str:
 def ratio(ours: Sequence[float], *others: Sequence[float]) -> float:
     """Return the median over the rounds of our share of the best of the others in the same round."""
     best = [min(values) for values in zip(*others, strict=True)]
-    return statistics.median([mine / other for mine, other in zip(ours, best, strict=True)])
+    return float(statistics.median([mine / other for mine, other in zip(ours, best, strict=True)]))
 
 
 def verdicts(row: Row, found: Mapping[str, Sequence[float]]) -> tuple[list[str], list[str]]:
@@ -65,14 +65,14 @@ def table(values: Values, servers: Sequence[str]) -> str:
         if found:
             cells = [median_and_spread(found[server]) if server in found else "–" for server in servers]
             said, targets = verdicts(row, found)
-            lines.append(f"| {row.title} | {row.unit} | {' | '.join(cells)} | {', '.join(said)} | {'; '.join(targets)} |")
+            columns = [row.title, row.unit, *cells, ", ".join(said), "; ".join(targets)]
+            lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 
 def machine() -> str:
     """Return what this ran on."""
-    cpu = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = models[0] if models else platform.machine()
     return f"{cpu}, {platform.system()} {platform.release()}, Python {platform.python_version()}"

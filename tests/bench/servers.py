@@ -123,7 +123,7 @@ class Server(ABC):
         self.modules = MODULES[modules].get(self.name, ())
         self.port = free_port()  # STARTTLS
         self.tls_port = free_port()  # TLS from the first byte
-        self.ready_seconds = 0.0  # how long the last start took
+        self.ready_seconds = self.start_cpu = 0.0  # what the last start took
         self.process: subprocess.Popen[bytes] | None = None
         self.folder.mkdir()
         self.certificate = self.folder / "leaf.pem"
@@ -182,7 +182,7 @@ class Server(ABC):
                 self.stop()
                 raise RuntimeError(f"{self.name} does not start; see {self.folder}")
             time.sleep(POLL)
-        self.ready_seconds = time.monotonic() - began
+        self.ready_seconds, self.start_cpu = time.monotonic() - began, cpu_seconds(self.pid)
 
     def _answers(self) -> bool:
         try:

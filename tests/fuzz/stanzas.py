@@ -137,11 +137,12 @@ class Said(NamedTuple):
 
 
 class Grammar:
-    """Makes stanzas by chance; `requests` are the keys under which the features answer."""
+    """Makes stanzas by chance, for the features and the domains of a server."""
 
-    def __init__(self, chance: random.Random, requests: list[xmppd.IqKey]) -> None:
+    def __init__(self, chance: random.Random, server: xmppd.Server) -> None:
         self.chance = chance
-        self.requests = requests
+        self.requests = list(server.registry.iqs)  # the keys under which the features answer
+        self.services = sorted(server.domains.keys() - set(HOSTS))  # domains of rooms and the like
         self.names = vocabulary()
         self.spaces = sorted(set(namespaces().values()))
         self._ids = 0
@@ -154,6 +155,8 @@ class Grammar:
 
     def address(self) -> str:
         """An address: somebody's, nobody's, the server's, another server's, or none at all."""
+        if self.services and self.chance.random() < 0.25:
+            return self.chance.choice(("hall@", "cave@", "")) + self.chance.choice(self.services) + self.chance.choice(("", "/a", "/b"))
         local = self.chance.choice((*PEOPLE, *PEOPLE, "nobody", "ROMEO", "", "a b", "x" * 1024, "\u00ad"))
         domain = self.chance.choice((*HOSTS, HOSTS[0], HOSTS[0], HOSTS[0], "elsewhere.example", "[::1]", "", "-"))
         tail = self.chance.choice(("", "", "/a", "/b", "/", "/a/b@c", "/\U0001f339"))
@@ -187,11 +190,16 @@ class Grammar:
     def forgery(self) -> str:
         """A claim that only the server may make (threats S43, S44)."""
         kind = self.chance.choice(("delay xmlns='urn:xmpp:delay' from=", "stanza-id xmlns='urn:xmpp:sid:0' id='1' by="))
-        return f"<{kind}{attribute(self.address())} stamp='2026-11-22T14:00:00Z' forged='1'/>"
+        claimed = self.chance.choice((HOSTS[0], HOSTS[0], f"{self.chance.choice(PEOPLE)}@{HOSTS[0]}", self.address()))
+        return f"<{kind}{attribute(claimed)} stamp='2026-11-22T14:00:00Z' forged='1'/>"
 
     def stanza(self, sender: str) -> Said:
         """A message, presence or iq as `sender` might hand it in."""
-        return self.chance.choice((self.message, self.presence, self.iq, self.iq))(sender)
+        said = self.chance.choice((self.message, self.presence, self.iq, self.iq))(sender)
+        if self.chance.random() > 0.2:
+            return said
+        honest = self.chance.choice((sender, sender.partition("/")[0]))  # as clients may say it, and the server completes it
+        return said._replace(text=re.sub(r"^<(\w+)", lambda tag: f"{tag.group()} from={attribute(honest)}", said.text))
 
     def message(self, sender: str) -> Said:
         """RFC 6121 §5."""
@@ -218,6 +226,9 @@ class Grammar:
         if self.chance.random() < 0.2:
             parts += [self.element(), self.forgery()]
         to = None if not kind or self.chance.random() < 0.1 else self.to()
+        if self.services and self.chance.random() < 0.2:
+            kind, to = "", self.address()
+            parts.append("<x xmlns='http://jabber.org/protocol/muc'/>")
         return Said(self.tag("presence", kind, to, self.chance.choice(("", "p1")), "".join(parts)))
 
     def iq(self, sender: str) -> Said:
@@ -227,13 +238,20 @@ class Grammar:
         if self.chance.random() < 0.6:
             key = self.chance.choice(self.requests)
             kind, tag = key.type, key.payload
-            to = {"self": None, "stream": None, "server": HOSTS[0], "account": f"{self.chance.choice(PEOPLE)}@{HOSTS[0]}"}[key.place]
+            to = self.place(key.place)
         payload = self.payload(tag).replace(" xmlns=", f" fuzz-by={attribute(sender)} xmlns=", 1)
         amount = self.chance.choice((1, 1, 1, 1, 1, 1, 0, 2))
         if kind not in ("get", "set"):
             return Said(self.tag("iq", kind, to, f"r{self.number()}", payload))
         id = f"q{self.number()}" + self.chance.choice(("", "", "", "&<'\"\n é"))
         return Said(self.tag("iq", kind, to, id, payload * amount), id, to)
+
+    def place(self, name: str) -> str | None:
+        """An address at which requests for a place of `xmppd.PLACES` arrive."""
+        service = self.chance.choice(self.services or HOSTS)
+        known = {"self": None, "stream": None, "server": HOSTS[0], "account": f"{self.chance.choice(PEOPLE)}@{HOSTS[0]}",
+                 "rooms": service, "room": f"{self.chance.choice(('hall', 'cave'))}@{service}"}  # fmt: skip
+        return known[name] if name in known else self.address()
 
     def payload(self, tag: str) -> str:
         """What a request asks; the well-known ones nearly as they should be."""
@@ -421,14 +439,19 @@ class Player:
             self.check_marked(stanza, sender or "", by)
         elif sender is not None:
             ours = sender.partition("/")[0] in (self.client.bare, *HOSTS, *(f"{name}@{HOSTS[0]}" for name in PEOPLE))
-            assert ours or self.has_written_to(sender), f"{self.full} got {ET.tostring(stanza)!r}\n{self.transcript()}"
-            assert local_name(stanza.tag) != "message" or stanza.get("type") == "error", ET.tostring(stanza)
+            service = self.is_service(sender)
+            known = ours or service or self.has_written_to(sender)
+            assert known, f"{self.full} got {ET.tostring(stanza)!r}\n{self.transcript()}"
+            assert service or local_name(stanza.tag) != "message" or stanza.get("type") == "error", ET.tostring(stanza)
         else:
             assert local_name(stanza.tag) == "iq" or stanza.get("type") == "error", ET.tostring(stanza)
 
     def check_marked(self, stanza: ET.Element, sender: str, by: str) -> None:
         """What somebody wrote comes from that session, or, for subscriptions, from its account."""
-        assert sender in (by, by.partition("/")[0]), f"{self.full}: from {by}, it says {sender}: {ET.tostring(stanza)!r}"
+        from_account = stanza.get("type") in ("subscribe", "subscribed", "unsubscribe", "unsubscribed")
+        honest = sender == (by.partition("/")[0] if from_account else by)
+        honest = honest or self.is_service(sender)  # rooms have addresses of their own
+        assert honest, f"{self.full}: from {by}, it says {sender}: {ET.tostring(stanza)!r}"
         if local_name(stanza.tag) == "presence" and sender.partition("/")[0] == self.client.bare:
             return  # our own siblings may believe us
         for forged in stanza:
@@ -436,6 +459,10 @@ class Player:
                 claimed = forged.get("from") or forged.get("by") or ""
                 good = not same_address(claimed, self.client.bare) and not same_address(claimed, HOSTS[0])
                 assert good, f"{self.full}: a forged {forged.tag} of {claimed}"
+
+    def is_service(self, sender: str) -> bool:
+        """Whether an address is that of a room or of a domain of rooms."""
+        return sender.partition("/")[0].rpartition("@")[2] in self.play.grammar.services
 
     def has_written_to(self, sender: str) -> bool:
         """Whether an error from there can be an answer to us."""
@@ -460,7 +487,7 @@ class Play:
     def __init__(self, server: MemoryServer, seed: int) -> None:
         self.server = server
         self.chance = random.Random(seed)
-        self.grammar = Grammar(self.chance, list(server.server.registry.iqs))
+        self.grammar = Grammar(self.chance, server.server)
         self.answered: set[tuple[str, str]] = set()  # (asker, id) of requests that a player has answered
         self.alive: set[str] = set()  # full JIDs
         self.ahead = 0.0  # seconds that our clock is ahead of the real one
@@ -596,7 +623,6 @@ def left_behind(server: MemoryServer) -> dict[str, int]:
         "questions": len(there._questions),
         "timers": len(server.loop._timers),
         "last in turn": len(server.loop._last_in_turn),
-        "posted": len(server.loop._posted),
     }
 
 
