@@ -5,9 +5,9 @@
 The server is a process of its own, reached over TCP and TLS. Nine people talk to it at once:
 they change rosters and watch each other's pushes, keep private XML, change passwords, register
 and remove accounts, ask for subscriptions and allow them, write to who is away. In each round
-the process is killed with SIGKILL: some milliseconds after it is ready, or at the very moment
-of an answer, or while it starts, also several times in a row. Then it is started again and
-everybody looks for what they were promised (DESIGN §5, "What acknowledged means"):
+the process is killed with SIGKILL: some milliseconds after it is ready, at the very moment of an
+answer, within a step on the disk, or while it starts, also several times in a row. Then it is started
+again and everybody looks for what they were promised (DESIGN §5, "What acknowledged means"):
 
     an answer, a push       the change is there; what was under way may be there or not
     a stanza of somebody    both their rosters agree with it
@@ -334,12 +334,11 @@ class Peer:
 class Person:
     """Somebody who does the same kind of thing until the server dies; `check` comes first, after each restart."""
 
-    accounts: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, trial: Trial, *accounts: str) -> None:
         self.trial = trial
         self.ledger = trial.ledger
-        self.random = random.Random(f"{trial.seed} {type(self).__name__} {self.accounts}")
+        self.accounts = accounts
+        self.random = random.Random(f"{trial.seed} {type(self).__name__} {accounts}")
         self.peers: list[Peer] = []
         self.serial = 0  # never the same value twice
 
@@ -349,7 +348,6 @@ class Person:
             self.check()
             while not self.trial.is_over:
                 self.act()
-                self.trial.acted[type(self).__name__] += 1
         except Ended:
             if not self.trial.killed.wait(1):  # the news of its death may come a little later
                 self.ledger.problem(f"{type(self).__name__}: the server hung up")
@@ -412,10 +410,9 @@ class RosterKeeper(Person):
     """Changes a roster in one session and watches the pushes in another: both are promises."""
 
     def __init__(self, trial: Trial, name: str) -> None:
-        self.accounts = (name,)  # type: ignore[misc]
+        super().__init__(trial, name)
         self.name = name
         self.version = 0  # the highest ever seen
-        super().__init__(trial)
 
     def check(self) -> None:
         self.writer, self.watcher = self.log_in(self.name), self.log_in(self.name, "there")
@@ -473,9 +470,8 @@ class Settler(Person):
     """Keeps private XML, and changes the password now and then."""
 
     def __init__(self, trial: Trial, name: str) -> None:
-        self.accounts = (name,)  # type: ignore[misc]
+        super().__init__(trial, name)
         self.name = name
-        super().__init__(trial)
 
     def check(self) -> None:
         key = ("password", self.name)
@@ -518,9 +514,8 @@ class Writer(Person):
     """Writes to people who are away; the result of a ping says that the messages are safe."""
 
     def __init__(self, trial: Trial, name: str) -> None:
-        self.accounts = (name,)  # type: ignore[misc]
+        super().__init__(trial, name)
         self.name = name
-        super().__init__(trial)
 
     def check(self) -> None:
         self.peer = self.log_in(self.name)
@@ -657,8 +652,6 @@ class Couple(Person):
         (("none", True), "none", True): "asked",
         (("to", False), "from", False): "allowed",
     }
-    accounts = ("romeo", "juliet")
-
     def check(self) -> None:
         self.romeo, self.juliet = self.log_in("romeo"), self.log_in("juliet")
         requests: list[ET.Element] = []
@@ -691,7 +684,7 @@ class Couple(Person):
         self.ledger.tries(self.KEY, then)
         to = "juliet" if other is self.juliet else "romeo"
         one.send(f"<presence type='{type}' to='{to}@{HOST}'/>")
-        ways = [one.ping, lambda: other.read_until(lambda stanza: stanza.get("type") == type)]
+        ways: list[Callable[[], object]] = [one.ping, lambda: other.read_until(lambda stanza: stanza.get("type") == type)]
         self.random.shuffle(ways)
         for way in ways:  # both, or the next one would read this one's stanza
             way()
@@ -839,8 +832,8 @@ class Trial:
         self.away = {name: threading.Lock() for name in MAILBOXES}  # held by who writes there or reads
         self.killed = threading.Event()
         self.is_over = False  # the last round ends without a kill
-        self.acted = Counter[str]()
-        self.moments = Counter[str]()
+        self.moments = Counter[str]()  # of kills
+        self.found = Counter[str]()  # what the killed process was in the middle of
         self.recoveries: list[float] = []  # seconds from the start of the process to "ready"
         self.rounds = 0
         self.seconds = 0.0
@@ -851,7 +844,7 @@ class Trial:
             *(RosterKeeper(self, f"keeper{number}") for number in range(2)),
             *(Settler(self, f"settler{number}") for number in range(2)),
             *(Writer(self, f"writer{number}") for number in range(2)),
-            Reader(self), Registrar(self), Couple(self),
+            Reader(self), Registrar(self), Couple(self, "romeo", "juliet"),
         ]  # fmt: skip
 
     def run(self, rounds: int, modes: Sequence[str] = tuple(MODES)) -> Trial:
@@ -961,9 +954,9 @@ class Trial:
         folder = read_folder(self.server.data)
         for problem in (*folder.problems, *half_turns(folder)):
             self.ledger.problem(f"after the kill: {problem}")
-        self.moments["(of these, within a checkpoint)"] += folder.journals > 1
-        self.moments["(of these, within a line of the journal)"] += folder.torn
-        self.moments["(of these, within a file)"] += folder.unfinished > 0
+        self.found["a checkpoint"] += folder.journals > 1
+        self.found["a line of the journal"] += folder.torn
+        self.found["a file"] += folder.unfinished > 0
 
     def _end(self) -> None:
         """Start once more, let everybody compare, empty all mailboxes, end politely, and read all files."""
@@ -998,7 +991,8 @@ class Trial:
             f"checked: {ledger.checked}; lost: {len(ledger.lost)}; other problems: {len(ledger.problems)}",
             f"messages delivered: {ledger.delivered}, of these again after an interrupted delivery: {ledger.duplicates}",
             f"start to ready: median {statistics.median(starts):.2f} s, longest {starts[-1]:.2f} s",
-            "kills: " + ", ".join(f"{count} {name}" for name, count in self.moments.items()),
+            f"kills: {self.moments.total()}, " + ", ".join(f"{n} {name}" for name, n in self.moments.most_common()),
+            "found in the middle of: " + ", ".join(f"{name} {n}" for name, n in self.found.most_common()),
         ]
         return "\n".join([*lines, *ledger.lost[:20], *ledger.problems[:20]])
 

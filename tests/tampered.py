@@ -151,9 +151,9 @@ class WrongClock:
 
         time.time = clock.time
         time.time_ns = lambda: int(clock.time() * 1_000_000) * 1000
-        time.gmtime = lambda at=None: gmtime(clock.time() if at is None else at)  # type: ignore[assignment]
-        time.localtime = lambda at=None: localtime(clock.time() if at is None else at)  # type: ignore[assignment]
-        xmppd.datetime = WrongDatetime  # type: ignore[misc]
+        time.gmtime = lambda at=None: gmtime(clock.time() if at is None else at)
+        time.localtime = lambda at=None: localtime(clock.time() if at is None else at)
+        vars(xmppd)["datetime"] = WrongDatetime
 
 
 def tamper(words: Mapping[str, str]) -> None:

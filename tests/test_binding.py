@@ -49,7 +49,9 @@ def test_without_a_wish_the_resource_is_one_that_nobody_can_guess(server, wish: 
     for _ in range(3):
         client = authenticated(server)
         client.sends(f"<iq type='set' id='b'><bind xmlns='{BIND}'>{wish}</bind></iq>")
-        answer = client.receives(f"<iq type='result' id='b' ...><bind xmlns='{BIND}'><jid>romeo@example.org/*</jid></bind></iq>")
+        answer = client.receives(
+            f"<iq type='result' id='b' ...><bind xmlns='{BIND}'><jid>romeo@example.org/*</jid></bind></iq>"
+        )
         resources.add(answer.findtext(f"{{{BIND}}}bind/{{{BIND}}}jid").partition("/")[2])
     assert len(resources) == 3
     assert all(len(resource) >= 12 for resource in resources)
@@ -59,7 +61,9 @@ def test_an_impossible_resource_is_a_bad_request_and_another_may_follow(client) 
     """RFC6120-7.7.2.1-1, RFC6120-7.7.3-1, XEP0086-2-1"""
     for resource in ("a" * 1024, "a\x7fb", "a\u200eb"):
         wants(client, resource)
-        client.receives("<iq type='error' id='b' from='example.org'><error type='modify' code='400'><bad-request .../></error></iq>")
+        client.receives(
+            "<iq type='error' id='b' from='example.org'><error type='modify' code='400'><bad-request .../></error></iq>"
+        )
     assert client.binds("orchard") == "romeo@example.org/orchard"
 
 
@@ -67,7 +71,9 @@ def test_too_many_attempts_end_the_stream(client) -> None:
     """RFC6120-7.7.3-1, RFC6120-7.7.3-2"""
     for number in range(9):
         wants(client, "\x7f", str(number))
-        client.receives(f"<iq type='error' id='{number}' from='example.org'><error type='modify'><bad-request .../></error></iq>")
+        client.receives(
+            f"<iq type='error' id='{number}' from='example.org'><error type='modify'><bad-request .../></error></iq>"
+        )
     wants(client, "\x7f")
     client.receives_stream_error("policy-violation")
     assert client.is_closed()
@@ -89,7 +95,9 @@ def test_the_number_of_resources_is_limited(server, romeo) -> None:
     second = server.client().login("romeo", resource="street")
     third = authenticated(server)
     wants(third, "tomb")
-    third.receives("<iq type='error' id='b' from='example.org'><error type='wait' code='500'><resource-constraint .../></error></iq>")
+    third.receives(
+        "<iq type='error' id='b' from='example.org'><error type='wait' code='500'><resource-constraint .../></error></iq>"
+    )
     second.closes()
     assert third.binds("tomb") == "romeo@example.org/tomb"
     fourth = authenticated(server)
@@ -147,7 +155,9 @@ def test_bind_may_come_in_one_breath_with_what_follows(client, juliet) -> None:
         f"<iq type='set' id='b'><bind xmlns='{BIND}'><resource>orchard</resource></bind></iq>"
         f"<iq type='set' id='s'><session xmlns='{SESSION}'/></iq><message to='juliet@example.org/balcony'/>"
     )
-    client.receives(f"<iq type='result' id='b' from='example.org'><bind xmlns='{BIND}'><jid>romeo@example.org/orchard</jid></bind></iq>")
+    client.receives(
+        f"<iq type='result' id='b' from='example.org'><bind xmlns='{BIND}'><jid>romeo@example.org/orchard</jid></bind></iq>"
+    )
     client.receives("<iq type='result' id='s' ...></iq>")
     juliet.receives("<message to='juliet@example.org/balcony' from='romeo@example.org/orchard'/>")
 

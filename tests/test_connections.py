@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import xmppd
-from tests.dialogue import PATIENCE, STREAMS, TLS, Client, SocketWire, StreamReader, password_of
-from tests.servers import PEOPLE, ProcessServer, configuration, write_configuration
+from tests.dialogue import PATIENCE, STREAMS, TLS, Client, SocketWire, password_of
+from tests.servers import ProcessServer, configuration, write_configuration
 from tests.test_certificates import certify, dns, write_pair, write_pem
 
 HEADER = f"<stream:stream xmlns='jabber:client' xmlns:stream='{STREAMS}' to='example.org' version='1.0'>"
@@ -81,9 +81,10 @@ def test_tls_of_today_is_spoken(server, version: ssl.TLSVersion, direct_tls: boo
         return SocketWire(("127.0.0.1", port), context, direct_tls="example.org" if direct_tls else "")
 
     client.dial = with_version
-    client.login("romeo", mechanism="SCRAM-SHA-256-PLUS").receives_nothing() if False else client.login("romeo")
-    client.receives_nothing()
-    assert client.wire.socket.version() == {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
+    client.login("romeo").receives_nothing()
+    assert (
+        client.wire.socket.version() == {ssl.TLSVersion.TLSv1_2: "TLSv1.2", ssl.TLSVersion.TLSv1_3: "TLSv1.3"}[version]
+    )
 
 
 @pytest.mark.wire
@@ -107,7 +108,9 @@ def test_tls_of_yesterday_is_refused_without_a_word(server, direct_tls: bool) ->
 
 
 @pytest.mark.wire
-@pytest.mark.parametrize("junk", [b"GET / HTTP/1.1\r\n\r\n", HEADER.encode(), b"\x16\x03\x01\x00\x05hello", b"\0" * 1000])
+@pytest.mark.parametrize(
+    "junk", [b"GET / HTTP/1.1\r\n\r\n", HEADER.encode(), b"\x16\x03\x01\x00\x05hello", b"\0" * 1000]
+)
 def test_a_failed_handshake_ends_the_connection_with_no_word_of_xml(server, junk: bytes) -> None:
     """RFC6120-5.4.3.2-1, RFC6120-5.4.2.3-1, S20"""
     for port in ("client", "client_tls"):
@@ -118,7 +121,8 @@ def test_a_failed_handshake_ends_the_connection_with_no_word_of_xml(server, junk
                 while b"<proceed" not in said:
                     said += sock.recv(65536)
             sock.sendall(junk)
-            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it may have hung up already
+                sock.shutdown(socket.SHUT_WR)
             assert b"<" not in rest(sock)
     assert is_served(server)
 
@@ -137,7 +141,15 @@ def test_plain_text_in_the_segment_of_starttls_ends_the_stream(server) -> None:
 @pytest.mark.skipif(not shutil.which("openssl"), reason="only the openssl command can ask for a renegotiation")
 def test_a_renegotiation_is_refused(server) -> None:
     """RFC6120-5.3.5-1, S12"""
-    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{server.ports['client_tls']}", "-tls1_2", "-alpn", "xmpp-client"]
+    command = [
+        "openssl",
+        "s_client",
+        "-connect",
+        f"127.0.0.1:{server.ports['client_tls']}",
+        "-tls1_2",
+        "-alpn",
+        "xmpp-client",
+    ]
     client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said = b""
     while b"Verify return code" not in said:
@@ -154,7 +166,8 @@ def test_a_renegotiation_is_refused(server) -> None:
 
 @pytest.mark.wire
 @pytest.mark.parametrize(
-    ("offered", "chosen"), [(["xmpp-client"], "xmpp-client"), (["h2", "xmpp-client"], "xmpp-client"), (["h2"], None), ([], None)]
+    ("offered", "chosen"),
+    [(["xmpp-client"], "xmpp-client"), (["h2", "xmpp-client"], "xmpp-client"), (["h2"], None), ([], None)],
 )
 def test_direct_tls_knows_its_application_protocol(server, offered: list[str], chosen: str | None) -> None:
     """XEP-0368 §3"""
@@ -293,17 +306,16 @@ def test_a_clients_close_notify_is_answered(server, version: ssl.TLSVersion) -> 
 
 @pytest.mark.wire
 def test_who_does_not_end_the_connection_is_not_waited_for_long(server) -> None:
-    """RFC6120-4.4-2"""
+    """RFC6120-4.4-2: their end is gone after five seconds, though ours stays open."""
     with dial(server) as sock:
         sock.sendall(f"{HEADER}</stream:stream>".encode())
-        began = time.monotonic()
         assert rest(sock).endswith(b"</stream:stream>")
-        with pytest.raises((ConnectionResetError, BrokenPipeError)):  # our end stays open; in 5 seconds theirs is gone
-            while time.monotonic() < began + 4 * xmppd.CLOSE_TIMEOUT:
-                sock.settimeout(0.2)
-                with contextlib.suppress(TimeoutError):
-                    sock.sendall(b" ")
-                    threading.Event().wait(0.1)
+        began, broken = time.monotonic(), select.poll()
+        broken.register(sock, 0)
+        while not broken.poll(100):
+            assert time.monotonic() < began + 4 * xmppd.CLOSE_TIMEOUT
+            with contextlib.suppress(ConnectionError):
+                sock.sendall(b" ")
     assert time.monotonic() - began > 1
 
 
@@ -332,14 +344,6 @@ def test_a_stream_may_end_while_a_password_is_checked(server) -> None:
 # -- slow and fast
 
 
-def drained(sock: socket.socket) -> int:
-    count = 0
-    with contextlib.suppress(OSError):
-        while piece := sock.recv(1 << 20):
-            count += len(piece)
-    return count
-
-
 @pytest.mark.wire
 @pytest.mark.config(limits={"unread": 1_000_000})
 def test_who_does_not_read_is_dropped_and_nobody_else_notices(server, romeo, nurse) -> None:
@@ -349,6 +353,7 @@ def test_who_does_not_read_is_dropped_and_nobody_else_notices(server, romeo, nur
     romeo.comes_online()
     juliet.comes_online()
     romeo.receives_anything()
+    juliet.receives_anything()
     before = json.loads(server.command("status", "--json"))["memory"]
     sock, juliet.wire = juliet.wire.socket, None  # she reads no more
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -356,41 +361,43 @@ def test_who_does_not_read_is_dropped_and_nobody_else_notices(server, romeo, nur
     for _ in range(100):  # 20 MB, more than the kernel's buffers take
         romeo.sends_raw(f"<message to='juliet@example.org/balcony' type='headline'><body>{text}</body></message>")
         nurse.receives_nothing()
-        if "20000" in server.process.log() and "unread" in server.process.log():
+        if "bytes unread" in server.process.log():
             break
     romeo.receives("<presence type='unavailable' from='juliet@example.org/balcony'/>")
     after = json.loads(server.command("status", "--json"))["memory"]
     assert after - before < 30_000_000
     sock.close()
     romeo.receives_nothing()
-    assert "bytes unread" in server.process.log()
 
 
 @pytest.mark.wire
 @pytest.mark.config(limits={"bytes_per_second": 20_000})
-def test_a_fast_sender_is_slowed_down_and_others_go_on(server, romeo, juliet) -> None:
+def test_a_fast_sender_is_slowed_down_and_others_go_on(romeo, nurse, juliet) -> None:
     """RFC6120-13.12-1: a burst of ten seconds' worth is free."""
-    message = f"<message to='juliet@example.org/balcony'><body>{'a' * 9900}</body></message>"
+    message = f"<message to='juliet@example.org/balcony' id='fast'><body>{'a' * 9900}</body></message>"
     began = time.monotonic()
-    for _ in range(23):  # 230 KB where 200 are free
+    for _ in range(25):  # 250 KB where 200 are free
         romeo.sends(message)
-    nurse = server.client().login("nurse")
-    nurse.receives_nothing()
-    assert time.monotonic() - began < 1
-    romeo.passes_barrier()
-    assert 1 < time.monotonic() - began < 8
-    assert len(juliet.receives_anything()) == 23
+    nurse.sends("<message to='juliet@example.org/balcony' id='slow'/>")
+    ids = [juliet.receives("<message ...>...</message>").get("id") for _ in range(26)]
+    assert ids.count("fast") == 25
+    assert ids[-1] == "fast"  # hers went past what he had sent before
+    assert time.monotonic() - began > 1
 
 
 @pytest.mark.wire
-@pytest.mark.config(limits={"bytes_per_second": 300})
+@pytest.mark.config(limits={"bytes_per_second": 2000})
 def test_a_fast_sender_before_tls_gets_through_in_the_end(server) -> None:
     """RFC6120-13.12-1: the pause for being fast and the pause for TLS don't disturb each other."""
     client = server.client().connect()
-    client.sends_raw(" " * 3500)
-    client.negotiates()
-    client.starts_tls()
-    client.negotiates()
+    client.sends_raw(" " * 21_000 + HEADER + f"<starttls xmlns='{TLS}'/>")
+    client.receives_stream_header()
+    client.receives_features("starttls")
+    client.receives(f"<proceed xmlns='{TLS}'/>")
+    client.wire.start_tls("example.org")
+    bound(client, "romeo").receives_nothing()
+    assert client.wire.read(1) is None  # until all pauses are over
+    client.receives_nothing()
 
 
 # -- limits of connections
@@ -480,18 +487,23 @@ def test_a_crowd_that_only_looks_in_leaves_no_memory_behind(server) -> None:
         for number in range(count):
             with dial(server, ("client", "client_tls")[number % 2]) as sock:
                 sock.sendall((b"", b"\x16\x03", b"<?xml version='1.0'?><stream:st", HEADER.encode())[number % 4])
+                with contextlib.suppress(OSError):  # it may have hung up already
+                    sock.shutdown(socket.SHUT_WR)
+                rest(sock)  # one after the other, so that no peak of many at once is measured
         assert is_served(server)
         return json.loads(server.command("status", "--json"))["memory"]
 
-    before = crowd(300)
-    assert crowd(1000) - before < 5_000_000
+    before = crowd(200)
+    assert crowd(600) - before < 5_000_000
 
 
 @pytest.mark.wire
 def test_a_thousand_bytes_at_a_time_or_one_is_the_same(server, juliet) -> None:
     romeo = server.client(split=1).login("romeo", resource="orchard")
     romeo.sends("<message to='juliet@example.org/balcony'><body>é &lt; ü</body></message>")
-    juliet.receives("<message to='juliet@example.org/balcony' from='romeo@example.org/orchard'><body>é &lt; ü</body></message>")
+    juliet.receives(
+        "<message to='juliet@example.org/balcony' from='romeo@example.org/orchard'><body>é &lt; ü</body></message>"
+    )
 
 
 # -- signals
@@ -546,7 +558,9 @@ def test_a_reload_keeps_sessions_and_changes_what_it_can(tmp_path: Path) -> None
         waiting.receives_stream_error("host-gone")
         assert waiting.is_closed()
         romeo.sends("<message to='nurse@example.org' type='headline'/><message to='juliet@example.org' id='2'/>")
-        romeo.receives("<message type='error' id='2' from='juliet@example.org'><error type='wait'><policy-violation .../></error></message>")
+        romeo.receives(
+            "<message type='error' id='2' from='juliet@example.org'><error type='wait'><policy-violation .../></error></message>"
+        )
         client = server.client().connect()
         client.opens_stream(to="example.net")
         client.receives_stream_header()
@@ -568,6 +582,3 @@ def test_a_bad_configuration_changes_nothing(tmp_path: Path) -> None:
         server.process.wait_for("not reloaded")
         romeo.receives_nothing()
         assert is_served(server)
-
-
-assert PEOPLE and StreamReader

@@ -8,13 +8,19 @@ what is wrong with its disk or its clock is arranged by `tests/tampered.py`.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
+import os
 import random
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -80,6 +86,14 @@ class House:
         folder = read_folder(self.server.data)
         assert not [*folder.problems, *half_turns(folder)]
 
+    def adds_no_account(self, jid: str) -> None:
+        """Check that `user add` says that it has failed; the server may run or not."""
+        command = [sys.executable, *self.server.program, "--config", str(self.server.config), "--data", str(self.server.data)]
+        command += ["user", "add", jid, "--password-stdin"]
+        done = subprocess.run(command, input="secret words\n", capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 1 and not done.stdout, (done.stdout, done.stderr)
+        assert re.fullmatch("xmppd: (not saved|refused|.* cannot be read and written): .*\n", done.stderr), done.stderr
+
     def login(self, name: str) -> Client:
         """Log somebody in, at a place of their own."""
         return self.server.client().login(name, resource="here")
@@ -96,6 +110,14 @@ def house(tmp_path: Path) -> Iterator[House]:
     house.switch.unlink(missing_ok=True)
     house.server.cast.hang_up()
     house.server.stop()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what shows in files or in the log only, without a word to the server."""
+    give_up = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < give_up, "it never came true"
+        threading.Event().wait(0.01)
 
 
 def keeps(client: Client, value: str) -> None:
@@ -118,6 +140,118 @@ def has_kept(client: Client, value: str) -> None:
     client.receives(
         f"<iq type='result' id='g'><query xmlns='jabber:iq:private'><kept xmlns='urn:k'>{value}</kept></query></iq>"
     )
+
+
+# ---- what the rounds would find rarely -------------------------------------------------
+
+
+def test_what_was_delivered_leaves_the_log_though_nothing_else_happens(house: House) -> None:
+    """Or a crash, hours later, would have it delivered again."""
+    house.start()
+    house.make_accounts()
+    romeo = house.login("romeo")
+    romeo.sends("<message to='nurse@example.org' type='chat'><body>once</body></message>")
+    romeo.receives_nothing()
+    romeo.closes()
+    nurse = house.login("nurse")
+    nurse.sends("<presence/>")
+    nurse.receives("<presence from='nurse@example.org/here'/>")
+    nurse.receives("<message from='romeo@example.org/here' to='nurse@example.org' type='chat'><body>once</body><delay .../></message>")
+    is_dropped = b'["drop","offline","nurse@example.org"'
+    wait_until(lambda: any(is_dropped in path.read_bytes() for path in house.server.data.glob("journal-*")))
+
+
+class NotingDisk(xmppd.Disk):
+    """Notes the files that were synced, by their number in the file system."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.synced: list[int] = []
+
+    def fsync(self, file: int) -> None:
+        self.synced.append(os.fstat(file).st_ino)
+        super().fsync(file)
+
+
+def test_what_is_read_back_is_made_durable_before_anything_builds_on_it(tmp_path: Path) -> None:
+    """A killed process leaves lines in the system's cache; were they told, and then lost in a power cut,
+    the next journal would begin behind a gap, and all of it would be lost too."""
+    change = xmppd.encode_json(["set", "private", "romeo@example.org", {"a": "b"}])
+    journal = xmppd.journal_path(tmp_path, 1)
+    journal.write_bytes(xmppd.journal_line(1, ()) + xmppd.journal_line(2, [change]))
+    disk, loop = NotingDisk(), xmppd.Loop()
+    storage = xmppd.Storage(tmp_path, loop, disk=disk)
+    try:
+        fresh = xmppd.journal_path(tmp_path, 2).stat().st_ino
+        assert disk.synced.index(journal.stat().st_ino) < disk.synced.index(fresh)
+    finally:
+        storage.close()
+        loop.close()
+
+
+class Gate:
+    """Holds fsyncs: `arrives` returns when one has come and is held, `passes` lets that one go on, `opens` all."""
+
+    def __init__(self, switch: Path) -> None:
+        self.switch = switch
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.settimeout(PATIENCE)
+        self.held: list[socket.socket] = []
+        switch.write_text(str(self.listener.getsockname()[1]))
+
+    def arrives(self) -> None:
+        self.held.append(self.listener.accept()[0])
+
+    def passes(self) -> None:
+        self.held.pop().close()
+
+    def is_empty(self) -> bool:
+        """Whether no fsync has come that nobody has noticed."""
+        self.listener.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            self.arrives()
+        self.listener.settimeout(PATIENCE)
+        return not self.held
+
+    def opens(self) -> None:
+        self.switch.unlink(missing_ok=True)
+        self.listener.close()
+        for connection in self.held:
+            connection.close()
+
+
+@pytest.mark.parametrize(
+    ("before", "who", "type"),
+    [
+        ("", "romeo", "subscribe"),
+        ("subscribe", "juliet", "subscribed"),
+        ("subscribe", "juliet", "unsubscribed"),
+        ("subscribe", "romeo", "unsubscribe"),
+        ("subscribe subscribed", "juliet", "unsubscribed"),
+        ("subscribe subscribed", "romeo", "unsubscribe"),
+    ],
+)
+def test_nobody_hears_of_a_change_that_a_power_cut_may_undo(house: House, before: str, who: str, type: str) -> None:
+    """Whatever the order in which a handler speaks and changes something; DESIGN §5, output commit."""
+    house.start("powercut", "gate=SWITCH")
+    house.make_accounts()
+    people = {"romeo": house.login("romeo"), "juliet": house.login("juliet")}
+    for client in people.values():
+        client.comes_online()
+    for step in before.split():
+        one, other = ("romeo", "juliet") if step == "subscribe" else ("juliet", "romeo")
+        people[one].sends(f"<presence type='{step}' to='{other}@example.org'/>")
+        people[one].receives_anything()
+        people[other].receives_anything()
+    gate, other = Gate(house.switch), "juliet" if who == "romeo" else "romeo"
+    try:
+        people[who].sends(f"<presence type='{type}' to='{other}@example.org'/>")
+        gate.arrives()
+        house.server.kill()
+    finally:
+        gate.opens()
+    assert people[who].is_closed() and people[other].is_closed()
+    house.start()
 
 
 # ---- no room --------------------------------------------------------------------------
@@ -268,61 +402,58 @@ def test_a_full_disk_loses_nothing_and_recovers_when_there_is_room(small_disk: t
 
 
 def test_after_a_failed_fsync_changes_are_refused_and_reads_go_on(house: House) -> None:
+    """Who waits for what the disk did not take gets no answer, for none would be true, but an end."""
     house.start("broken=SWITCH")
     house.make_accounts()
     romeo, juliet = house.login("romeo"), house.login("juliet")
     keeps(romeo, "before")
     house.switch.touch()
     romeo.sends_raw("<iq type='set' id='x'><query xmlns='jabber:iq:private'><kept xmlns='urn:k'>lost</kept></query></iq>")
+    assert romeo.is_closed()
     assert "fsync failed" in house.says("changes are refused")
     juliet.receives_nothing()
     is_refused(juliet)
-    house.login("nurse").receives_nothing()
+    nurse = house.login("nurse")
+    nurse.sends("<message to='juliet@example.org/here' type='chat'><body>live</body></message>")
+    juliet.receives("<message from='nurse@example.org/here' to='juliet@example.org/here' type='chat'><body>live</body></message>")
     house.switch.unlink()  # the next fsync would succeed, and mean nothing
     is_refused(juliet)
-    assert house.server.process.log().count("fsync") == 1
+    assert house.server.process.log().count("fsync failed") == 1
     house.kill()
     house.start()
     romeo = house.login("romeo")
     keeps(romeo, "after")
 
 
-def test_who_changed_something_that_the_disk_did_not_take_is_not_left_waiting(house: House) -> None:
-    """No answer may come, but an end may: then the client comes back, and sees what is there."""
+def test_an_account_that_the_disk_did_not_take_is_not_said_to_be_added(house: House) -> None:
+    """On the command line too, whether the server runs or not."""
     house.start("broken=SWITCH")
-    house.make_accounts()
-    romeo = house.login("romeo")
     house.switch.touch()
-    romeo.sends_raw("<iq type='set' id='x'><query xmlns='jabber:iq:private'><kept xmlns='urn:k'>lost</kept></query></iq>")
-    assert romeo.is_closed()
-    house.server.check_log()
+    house.adds_no_account("romeo@example.org")
+    house.kill()
+    house.adds_no_account("juliet@example.org")
+    house.switch.unlink()
+    house.start()
+    with xmppd.ControlClient(house.server.data) as control:
+        assert "juliet@example.org" not in control.request("user list", {})["users"]
 
 
 # ---- a disk that is slow --------------------------------------------------------------
 
 
-class Gate:
-    """Holds fsyncs: `arrives()` returns when one has come and is held, `opens()` lets it and all later ones pass."""
+@dataclass
+class SlowHouse:
+    """Romeo has changed something, whose fsync takes as long as the test likes; juliet and nurse are online."""
 
-    def __init__(self, switch: Path) -> None:
-        self.switch = switch
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(PATIENCE)
-        self.held: list[socket.socket] = []
-        switch.write_text(str(self.listener.getsockname()[1]))
-
-    def arrives(self) -> None:
-        self.held.append(self.listener.accept()[0])
-
-    def opens(self) -> None:
-        self.switch.unlink(missing_ok=True)
-        self.listener.close()
-        for connection in self.held:
-            connection.close()
+    house: House
+    gate: Gate
+    romeo: Client
+    juliet: Client
+    nurse: Client
 
 
-def test_a_slow_disk_holds_up_only_what_waits_for_it(house: House) -> None:
-    """While one fsync takes as long as it likes, others chat."""
+@pytest.fixture
+def slow(house: House) -> Iterator[SlowHouse]:
     house.start("gate=SWITCH")
     house.make_accounts()
     romeo, juliet, nurse = house.login("romeo"), house.login("juliet"), house.login("nurse")
@@ -330,20 +461,44 @@ def test_a_slow_disk_holds_up_only_what_waits_for_it(house: House) -> None:
     juliet.comes_online()
     nurse.comes_online()
     juliet.receives_anything()
+    nurse.receives_anything()
     gate = Gate(house.switch)
     try:
         romeo.sends("<iq type='set' id='s'><query xmlns='jabber:iq:private'><kept xmlns='urn:k'>slow</kept></query></iq>")
         gate.arrives()
-        for number in range(200):
-            juliet.sends(f"<iq type='get' id='p{number}' to='example.org'><ping xmlns='urn:xmpp:ping'/></iq>")
-            juliet.receives(f"<iq type='result' id='p{number}'/>")
-        juliet.sends("<presence><show>away</show></presence><message to='nurse@example.org/here' type='chat'><body>O</body></message>")
-        juliet.receives("<presence from='juliet@example.org/here'><show>away</show></presence>")
-        nurse.receives("<presence from='juliet@example.org/here'><show>away</show></presence>")
-        nurse.receives("<message from='juliet@example.org/here' to='nurse@example.org/here' type='chat'><body>O</body></message>")
+        yield SlowHouse(house, gate, romeo, juliet, nurse)
     finally:
         gate.opens()
-    romeo.receives("<iq type='result' id='s'/>")
+
+
+PINGS = [f"<iq type='get' id='p{number}' to='example.org'><ping xmlns='urn:xmpp:ping'/></iq>" for number in range(200)]
+PONGS = [f"<iq type='result' id='p{number}'/>" for number in range(200)]
+AWAY = "<presence from='juliet@example.org/here'><show>away</show></presence>"
+
+
+def test_a_slow_fsync_holds_up_the_output_once_and_the_server_never(slow: SlowHouse) -> None:
+    """DESIGN §5: nothing overtakes its record. All that is said meanwhile waits for this fsync, and for no other."""
+    slow.juliet.sends("".join(PINGS) + "<presence><show>away</show></presence>")
+    slow.juliet.sends("<message to='nurse@example.org/here' type='chat'><body>O</body></message>")
+    newcomer = slow.house.server.client(direct_tls=True).connect()  # a handshake: so the server goes on
+    slow.gate.passes()
+    slow.romeo.receives("<iq type='result' id='s'/>")
+    slow.juliet.receives(*PONGS, AWAY)
+    slow.nurse.receives(AWAY)
+    slow.nurse.receives("<message from='juliet@example.org/here' to='nurse@example.org/here' type='chat'><body>O</body></message>")
+    newcomer.negotiates()
+    assert slow.gate.is_empty()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="output waits for all changes made before it, by anybody: DESIGN §5 has it so, and a slow card makes chats slow",
+)
+def test_a_slow_fsync_holds_up_only_those_who_changed_something(slow: SlowHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.dialogue.PATIENCE", 1.0)
+    for ping, pong in zip(PINGS, PONGS, strict=True):
+        slow.juliet.sends(ping)
+        slow.juliet.receives(pong)
 
 
 # ---- damaged files --------------------------------------------------------------------
@@ -357,58 +512,110 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a number": lambda data: b"17\n",
     "null": lambda data: b"null\n",
 }
+GOOD: dict[str, Any] = {
+    "accounts": {"created": "2026-11-22T14:00:00Z", "credentials": credentials_of("romeo")},
+    "roster": {"juliet@example.org": {"subscription": "none", "ver": 1}},
+    "private": {"{urn:k}kept": "<kept xmlns='urn:k'>treasure</kept>"},
+}
 
 
-@pytest.fixture
-def settled(house: House) -> House:
-    """A house where romeo has a roster and private XML, all in files; the server is down."""
+@dataclass
+class Victim:
+    """Somebody, one of whose files is damaged; the name is theirs alone."""
+
+    name: str
+    path: Path
+    bad: bytes
+
+    def login(self, house: House) -> Client:
+        """Log in with the password that all victims have."""
+        return house.server.client().login(self.name, password="romeo-secret", resource="here")
+
+    def was_set_aside(self, house: House) -> None:
+        """Check that the file was kept under another name, and that the log says so."""
+        [aside] = self.path.parent.glob(f"{self.path.name}.broken-*")
+        assert aside.read_bytes() == self.bad
+        wait_until(lambda: any(str(self.path) in line for line in house.server.process.lines))
+        [line] = [line for line in house.server.process.lines if str(self.path) in line]
+        assert "is damaged" in line and aside.name in line
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, dict[tuple[str, str], Victim]]]:
+    """A running server for all of these tests, and by kind of document and of damage whom it met."""
+    house = House(tmp_path_factory.mktemp("damaged"))
+    victims = {}
+    for number, (kind, damage) in enumerate(itertools.product(GOOD, DAMAGES)):
+        for folder, document in GOOD.items():
+            path = house.server.data / "example.org" / folder / f"victim{number}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(document))
+            if folder == kind:
+                path.write_bytes(DAMAGES[damage](path.read_bytes()))
+                victims[kind, damage] = Victim(f"victim{number}", path, path.read_bytes())
+    house.server.data.chmod(0o700)
     house.start()
-    house.make_accounts()
-    romeo = house.login("romeo")
-    romeo.sends("<iq type='set' id='r'><query xmlns='jabber:iq:roster'><item jid='juliet@example.org'/></query></iq>")
-    romeo.receives("<iq type='result' id='r'/>")
-    keeps(romeo, "treasure")
+    yield house, victims
     house.server.cast.hang_up()
     house.server.stop()
-    return house
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", ["roster", "private"])
-def test_a_damaged_document_is_set_aside_and_the_server_goes_on(settled: House, kind: str, damage: str) -> None:
+def test_a_damaged_document_is_set_aside_and_the_server_goes_on(
+    damaged: tuple[House, dict[tuple[str, str], Victim]], kind: str, damage: str
+) -> None:
     """S61"""
-    path = settled.server.data / "example.org" / kind / "romeo.json"
-    bad = DAMAGES[damage](path.read_bytes())
-    path.write_bytes(bad)
-    settled.start()
-    romeo = settled.login("romeo")
-    romeo.sends("<iq type='get' id='r'><query xmlns='jabber:iq:roster'/></iq>")
-    romeo.receives("<iq type='result' id='r'><query xmlns='jabber:iq:roster' ...>...</query></iq>")
-    has_kept(romeo, "" if kind == "private" else "treasure")
-    [aside] = path.parent.glob("romeo.json.broken-*")
-    assert aside.read_bytes() == bad
-    assert "is damaged" in settled.says(str(path)) and aside.name in settled.server.process.log()
-    keeps(romeo, "new treasure")
-    romeo.sends("<iq type='set' id='r'><query xmlns='jabber:iq:roster'><item jid='nurse@example.org'/></query></iq>")
-    romeo.receives("<iq type='set' id='*'><query xmlns='jabber:iq:roster' ...>...</query></iq><iq type='result' id='r'/>")
-    settled.server.check_log()
+    house, victim = damaged[0], damaged[1][kind, damage]
+    client = victim.login(house)
+    item = "" if kind == "roster" else "<item jid='juliet@example.org' subscription='none'/>"
+    client.sends("<iq type='get' id='r'><query xmlns='jabber:iq:roster'/></iq>")
+    client.receives(f"<iq type='result' id='r'><query xmlns='jabber:iq:roster' ver='*'>{item}</query></iq>")
+    has_kept(client, "" if kind == "private" else "treasure")
+    victim.was_set_aside(house)
+    keeps(client, "new treasure")
+    adds_contact(client, "nurse@example.org")
+    client.disconnects()
+    house.server.check_log()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_account_is_set_aside_and_others_log_in(settled: House, damage: str) -> None:
-    path = settled.server.data / "example.org" / "accounts" / "romeo.json"
-    path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    settled.start()
-    romeo = settled.server.client().connect()
-    romeo.negotiates()
-    romeo.starts_tls()
-    romeo.negotiates()
-    romeo.sends_auth("PLAIN", b"\0romeo\0romeo-secret")
-    romeo.receives_failure("not-authorized")
-    assert "is damaged" in settled.says(str(path))
-    assert len(list(path.parent.glob("romeo.json.broken-*"))) == 1
-    settled.login("juliet").receives_nothing()
-    settled.server.check_log()
+def test_a_damaged_account_is_set_aside_and_looks_like_none(
+    damaged: tuple[House, dict[tuple[str, str], Victim]], damage: str
+) -> None:
+    house, victim = damaged[0], damaged[1]["accounts", damage]
+    client = house.server.client(direct_tls=True).connect()
+    client.negotiates()
+    client.sends_auth("PLAIN", f"\0{victim.name}\0romeo-secret".encode())
+    client.receives_failure("not-authorized")
+    client.disconnects()
+    victim.was_set_aside(house)
+    house.server.check_log()
+
+
+def test_a_document_damaged_by_the_crash_costs_nothing_that_the_journal_has(house: House) -> None:
+    house.start()
+    for number in range(len(DAMAGES)):
+        with xmppd.ControlClient(house.server.data) as control:
+            control.request("user add", {"jid": f"victim{number}@example.org", "credentials": credentials_of("romeo")})
+    victims = []
+    for number, damage in enumerate(DAMAGES.values()):
+        path = house.server.data / "example.org" / "roster" / f"victim{number}.json"
+        victims.append(Victim(f"victim{number}", path, damage(json.dumps(GOOD["roster"]).encode())))
+        adds_contact(victims[-1].login(house), "nurse@example.org")
+    house.kill()
+    for victim in victims:
+        victim.path.parent.mkdir(parents=True, exist_ok=True)
+        victim.path.write_bytes(victim.bad)
+    house.start()
+    for victim in victims:
+        client = victim.login(house)
+        client.sends("<iq type='get' id='r'><query xmlns='jabber:iq:roster'/></iq>")
+        client.receives(
+            "<iq type='result' id='r'><query xmlns='jabber:iq:roster' ver='*'>"
+            "<item jid='nurse@example.org' subscription='none'/></query></iq>"
+        )
+        victim.was_set_aside(house)
 
 
 # ---- two servers ----------------------------------------------------------------------
@@ -436,7 +643,9 @@ def sets_clock(house: House, seconds: int) -> None:
 
 
 def adds_contact(client: Client, jid: str) -> int:
-    """Add a contact; returns the roster's version by the push."""
+    """Add a contact; returns the roster's version by the push, for which one asks for the roster first."""
+    client.sends("<iq type='get' id='i'><query xmlns='jabber:iq:roster'/></iq>")
+    client.receives("<iq type='result' id='i'><query xmlns='jabber:iq:roster' ver='*'>...</query></iq>")
     client.sends(f"<iq type='set' id='r'><query xmlns='jabber:iq:roster'><item jid='{jid}'/></query></iq>")
     push = client.receives(f"<iq type='set' id='*'><query xmlns='jabber:iq:roster' ver='*'><item jid='{jid}' subscription='none'/></query></iq>")
     client.receives("<iq type='result' id='r'/>")
@@ -453,7 +662,7 @@ def test_the_clock_jumps_a_day_both_ways(house: House) -> None:
     house.start("clock=SWITCH")
     house.make_accounts()
     romeo = house.login("romeo")
-    versions = [roster_version(romeo)]
+    versions: list[int] = []
     for number, jump in enumerate((0, DAY, 0, -DAY, -DAY, DAY)):
         sets_clock(house, jump)
         versions.append(adds_contact(romeo, f"contact{number}@elsewhere.example"))

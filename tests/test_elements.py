@@ -336,7 +336,15 @@ def test_what_xmpp_forbids_ends_the_stream(text: str, condition: str | None, siz
 @pytest.mark.parametrize(
     "text",
     [b"\xc0\xaf", b"\xe0\x80\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xff", b"\x80", b"\xc3<"],
-    ids=["overlong slash", "overlong in three", "surrogate", "beyond Unicode", "no UTF-8 at all", "tail only", "cut short"],
+    ids=[
+        "overlong slash",
+        "overlong in three",
+        "surrogate",
+        "beyond Unicode",
+        "no UTF-8 at all",
+        "tail only",
+        "cut short",
+    ],
 )
 def test_only_utf_8_comes_in(text: bytes, size: int) -> None:
     """RFC6120-11.6-1, S05"""

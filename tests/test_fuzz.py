@@ -68,3 +68,16 @@ def test_closing_a_parser_is_never_an_error(text: str) -> None:
     events = [parser.next(), parser.next()]
     assert isinstance(events[0], xmppd.Opened)
     assert events[1] is None or isinstance(events[1], xmppd.StreamError)
+
+
+@pytest.mark.parametrize("text", ["\x0b", "\x0c", "\x1c", "\x85", "\u00a0", "\u2003", "\u2028"])
+@pytest.mark.parametrize("behind", ["", "<presence/>"])
+def test_only_xml_white_space_may_stand_between_stanzas(text: str, behind: str) -> None:
+    """Found by atheris: Python's `isspace` knows more white space than XML 1.0 §2.3 does."""
+    parser = xmppd.StreamParser()
+    parser.feed(HEADER)
+    parser.feed(" \t\r\n".encode())
+    parser.feed(text.encode())
+    parser.feed(behind.encode() or b"<")
+    events = [parser.next(), parser.next()]
+    assert isinstance(events[1], xmppd.StreamError), events

@@ -124,7 +124,11 @@ def test_digest_md5_logs_in(server, right: bool) -> None:
 
 @pytest.mark.parametrize(
     ("addresses", "offered"),
-    [(["romeo@example.org"], True), (["romeo@example.net"], False), (["romeo@example.org", "juliet@example.org"], True)],
+    [
+        (["romeo@example.org"], True),
+        (["romeo@example.net"], False),
+        (["romeo@example.org", "juliet@example.org"], True),
+    ],
 )
 def test_a_certificate_logs_in(tmp_path: Path, addresses: list[str], offered: bool) -> None:
     """RFC6120-6.3.4-2, RFC6120-13.8.4-1, RFC6120-13.7.2.2-1, RFC6120-5.4.3.1-2, XEP0178-2"""
@@ -165,7 +169,9 @@ def test_data_may_come_with_auth_or_later(client) -> None:
     """RFC6120-6.3.10-1, RFC6120-6.3.5-1"""
     client.sends_auth("PLAIN")
     assert client.receives("<challenge xmlns='urn:ietf:params:xml:ns:xmpp-sasl'>*</challenge>").text in (None, "=")
-    client.sends(f"<response xmlns='{SASL}'>{base64.b64encode(plain('romeo', password_of('romeo'))).decode()}</response>")
+    client.sends(
+        f"<response xmlns='{SASL}'>{base64.b64encode(plain('romeo', password_of('romeo'))).decode()}</response>"
+    )
     client.receives(f"<success xmlns='{SASL}'/>")
 
 
@@ -350,7 +356,9 @@ def test_an_unknown_name_looks_like_a_known_one(server, mechanism: str) -> None:
         assert len(nonce) >= 2 + 3 + 20
         assert len(base64.b64decode(salt[2:])) == 16
         assert iterations == "i=10000"
-        client.sends(f"<response xmlns='{SASL}'>{base64.b64encode(f'c=biws,{nonce},p=AAAA'.encode()).decode()}</response>")
+        client.sends(
+            f"<response xmlns='{SASL}'>{base64.b64encode(f'c=biws,{nonce},p=AAAA'.encode()).decode()}</response>"
+        )
         client.receives_failure("not-authorized")
         return salt
 

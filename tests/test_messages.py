@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_moments_of_others_are_understood(text: str, moment: datetime) -> None:
 @pytest.mark.parametrize("text", ["", "yesterday", "1969-07-21T02:56:15", "20020910T23:08:25", "1969-13-21T02:56:15Z"])
 def test_moments_without_a_zone_are_none(text: str) -> None:
     """XEP0082-3-1"""
-    with pytest.raises(ValueError):  # noqa: PT011 (datetime's own words)
+    with pytest.raises(ValueError):
         xmppd.parse_stamp(text)
 
 
@@ -175,10 +176,10 @@ def test_a_quick_goodbye_does_not_bring_them_twice(server: MemoryServer, romeo: 
     writes(romeo, "1")
     offline = server.server.registry.feature(xmppd.OfflineMessages)
     juliet = server.client().login("juliet", resource="balcony")
-    sent = []
+    sent: list[Callable[[], None]] = []
     session = server.server.session(xmppd.JID.parse(juliet.jid))
     assert session
-    session.stream.transport.when_sent = sent.append  # type: ignore[method-assign]  # the kernel takes its time
+    session.stream.transport.when_sent = sent.append  # type: ignore[method-assign,assignment]  # the kernel takes its time
     juliet.sends("<presence/>")
     juliet.receives("<presence ...>...</presence>", kept("1"))
     juliet.closes()
@@ -355,12 +356,24 @@ def test_messages_of_many_strangers_do_not_add_up_to_a_limit(server: MemoryServe
     assert bodies == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize(("length", "is_whole"), [(100, True), (100_000, False)])
+def test_a_request_to_subscribe_is_no_way_to_fill_the_box(
+    server: MemoryServer, romeo: Client, length: int, is_whole: bool
+) -> None:
+    """S59, S11, RFC 6121 §3.1.3: five hundred of them may wait, and all are sent at once."""
+    status = f"<status>{'O' * length}</status>"
+    romeo.sends(f"<presence type='subscribe' to='{JULIET}'>{status}</presence>")
+    romeo.receives_nothing()
+    request = (
+        f"<presence type='subscribe' from='romeo@example.org' to='{JULIET}'>{status if is_whole else ''}</presence>"
+    )
+    comes(server).receives(request)
+
+
 @pytest.mark.config(limits={"elements": 20000})
 def test_a_generous_owner_can_read_what_was_sent(server: MemoryServer, romeo: Client) -> None:
     """S59: more elements than the limit that goes without saying."""
-    romeo.sends_raw(
-        f"<message to='{JULIET}' type='chat'><body>O</body><x xmlns='urn:x'>{'<a/>' * 15000}</x></message>"
-    )
+    romeo.sends_raw(f"<message to='{JULIET}' type='chat'><body>O</body><x xmlns='urn:x'>{'<a/>' * 15000}</x></message>")
     romeo.receives_nothing()
     comes(server).receives("<message ...><body>O</body><x xmlns='urn:x'>...</x><delay .../></message>")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -496,8 +497,8 @@ def test_a_version_never_comes_back_for_other_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: int
 ) -> None:
     """Trap 1: a crash loses the last change, which a client has seen; the clock is no help either."""
-    monkeypatch.setattr(xmppd.time, "time_ns", lambda: clock)
-    known = []
+    monkeypatch.setattr(time, "time_ns", lambda: clock)
+    known: list[str] = []
     for life, name in enumerate(("nurse", "tybalt")):  # two futures of the same moment
         (tmp_path / name).mkdir()
         server = MemoryServer(tmp_path / name, {})

@@ -1294,7 +1294,7 @@ def test_a_disk_thread_that_dies_of_a_bug_is_not_silent(opened: Opened, tmp_path
     finally:
         storage._thread._thread.join(PATIENCE)
         threading.excepthook = hook
-    assert "bug" in storage.failed and storage.synced < storage.position
+    assert "bug" in storage.failed and storage.failed_for_good
 
 
 # ---- damage ---------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,7 +186,7 @@ def changes_of_roster(stanzas: list[xmppd.Element]) -> int:
 
 def with_and_without_an_item(table: str) -> list[tuple[str, bool]]:
     """Return the rows, each for a contact that is in the roster, and where that is possible (A.1) for one that isn't."""
-    rows = [(row, True) for row in table.strip().splitlines()]
+    rows = [(" | ".join(row).rstrip(" |"), True) for row in cells(table)]
     return [*rows, *((row, False) for row, _listed in rows if cells(row)[0][1] in ("None", "None + Pending In"))]
 
 
@@ -219,7 +218,7 @@ def test_outbound(romeo: Client, elsewhere: Elsewhere, row: str, listed: bool) -
 def test_inbound(romeo: Client, elsewhere: Elsewhere, row: str, listed: bool) -> None:
     """RFC6121-A.3.1-1, RFC6121-A.3.2-1, RFC6121-A.3.3-1, RFC6121-A.3.4-1, RFC6121-A.1-1, RFC6121-3.1.3-3,
     RFC6121-3.1.3-9, RFC6121-3.1.6-2, RFC6121-3.2.3-2, RFC6121-3.3.3-2, RFC6121-3.3.3-3; S46"""
-    [(type, existing, deliver, new, answer)] = cells(row)
+    type, existing, deliver, new, answer = (*cells(row)[0], "")[:5]
     reach(existing, romeo, elsewhere, listed=listed)
     if (type, existing, listed) == ("unsubscribe", "None + Pending In", False):
         deliver, answer = "M.N.", ""  # §3.3.3: where there was never an item, the request is dropped, and that is all
@@ -764,7 +763,6 @@ def test_with_an_account_all_its_relations_end(server: MemoryServer, romeo: Clie
         f"<presence from='romeo@example.org' to='{JULIET}' type='unsubscribed'/>",
         f"<presence from='romeo@example.org' to='{JULIET}' type='unsubscribe'/>",
     )
-    romeo.receives("<presence from='juliet@example.org/balcony' type='unavailable'/>")
     romeo.receives_stream_error("not-authorized")
     assert romeo.is_closed()
     heir = be_reborn(server, "romeo")
@@ -869,11 +867,11 @@ class Half:
         return STATES[self.state][0] in ("from", "both")
 
 
+OUT, IN = ({(row[0], row[1]): row[3] for row in cells(table)} for table in (OUTBOUND, INBOUND))
+
+
 class Model:
     """Both halves, moved by the tables of the RFC."""
-
-    OUT = {(row[0], row[1]): row[3] for row in cells(OUTBOUND)}
-    IN = {(row[0], row[1]): row[3] for row in cells(INBOUND)}
 
     def __init__(self) -> None:
         self.halves = {name: Half() for name in PAIR}
@@ -882,8 +880,8 @@ class Model:
         """`name` sends a stanza of this type to the other."""
         half = self.halves[name]
         before = half.state
-        half.apply(self.OUT, type)
-        if type == "subscribed" and self.OUT[type, before] == "pre-approval":
+        half.apply(OUT, type)
+        if type == "subscribed" and OUT[type, before] == "pre-approval":
             half.listed = half.approved = True
         elif type == "unsubscribed":
             half.approved = False
@@ -894,11 +892,11 @@ class Model:
         """What the other says arrives."""
         half = self.halves[name]
         if type == "subscribe" and (half.approved or half.shows_itself()):
-            half.apply(self.IN, "subscribe")
-            half.apply(self.OUT, "subscribed")
-            self.halves[other(name)].apply(self.IN, "subscribed")
+            half.apply(IN, "subscribe")
+            half.apply(OUT, "subscribed")
+            self.halves[other(name)].apply(IN, "subscribed")
         else:
-            half.apply(self.IN, type)
+            half.apply(IN, type)
 
     def remove(self, name: str) -> None:
         """`name` takes the other from the roster (§2.5.2)."""
@@ -1052,12 +1050,13 @@ class TwoAccounts(RuleBasedStateMachine):
 
 
 TwoAccounts.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None,
+    max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None,
     phases=[Phase.generate],  # 40 steps can be read; to make them fewer takes minutes
 )  # fmt: skip
 
 
 
 
+@pytest.mark.timeout(240)  # six seconds of work, but some machines have more to do
 class TestTwoAccounts(TwoAccounts.TestCase):  # type: ignore[misc, valid-type]  # made by hypothesis
     """All of the above, at random."""

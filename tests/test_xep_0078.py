@@ -33,7 +33,9 @@ def logs_in(client: Client, **fields: str) -> None:
 
 
 def fails(client: Client, kind: str, code: int, condition: str) -> None:
-    client.receives(f"<iq type='error' id='auth2' from='example.org'><error type='{kind}' code='{code}'><{condition} .../></error></iq>")
+    client.receives(
+        f"<iq type='error' id='auth2' from='example.org'><error type='{kind}' code='{code}'><{condition} .../></error></iq>"
+    )
 
 
 def test_it_is_advertised_inside_tls_only(server) -> None:
@@ -64,7 +66,9 @@ def test_login_and_binding_are_one_step(server, juliet, version: str | None) -> 
     client.sends("<iq type='set' id='s' to='example.org'><session xmlns='urn:ietf:params:xml:ns:xmpp-session'/></iq>")
     client.receives("<iq type='result' id='s'/>")
     client.sends("<message to='juliet@example.org/balcony'><body>O</body></message>")
-    juliet.receives("<message to='juliet@example.org/balcony' from='romeo@example.org/orchard'><body>O</body></message>")
+    juliet.receives(
+        "<message to='juliet@example.org/balcony' from='romeo@example.org/orchard'><body>O</body></message>"
+    )
     client.receives_nothing()
 
 
@@ -74,7 +78,9 @@ def test_large_stanzas_are_welcome_after_the_login(client) -> None:
     client.jid = "romeo@example.org/orchard"
     text = "O " * 50_000
     client.sends(f"<message to='romeo@example.org/orchard' id='m'><body>{text}</body></message>")
-    client.receives(f"<message to='romeo@example.org/orchard' id='m' from='romeo@example.org/orchard'><body>{text}</body></message>")
+    client.receives(
+        f"<message to='romeo@example.org/orchard' id='m' from='romeo@example.org/orchard'><body>{text}</body></message>"
+    )
 
 
 def test_nothing_else_is_needed_or_possible_afterwards(client) -> None:
@@ -107,7 +113,9 @@ def test_wrong_credentials_look_all_the_same_and_may_be_mended(client, fields: d
     """XEP0078-3.1-8, XEP0078-3.1-11, XEP0078-5-1, XEP0086-2-2, RFC6120-6.5.10-1, S29"""
     logs_in(client, **fields)
     fails(client, "auth", 401, "not-authorized")
-    assert not any(password_of("romeo") in line or "wrong" in line for line in client.transcript if line.startswith("S:"))
+    assert not any(
+        password_of("romeo") in line or "wrong" in line for line in client.transcript if line.startswith("S:")
+    )
     logs_in(client)
     client.receives("<iq type='result' id='auth2' from='example.org'/>")
 
@@ -209,7 +217,9 @@ def test_before_tls_there_is_no_such_service(server, type: str) -> None:
     """XEP0078-7-1, XEP0078-3.1-3, S21"""
     client = server.client().connect()
     client.negotiates()
-    client.sends(f"<iq type='{type}' id='auth2'><query xmlns='{AUTH}'><username>romeo</username><password>romeo-secret</password><resource>a</resource></query></iq>")
+    client.sends(
+        f"<iq type='{type}' id='auth2'><query xmlns='{AUTH}'><username>romeo</username><password>romeo-secret</password><resource>a</resource></query></iq>"
+    )
     fails(client, "cancel", 503, "service-unavailable")
 
 
@@ -247,4 +257,6 @@ def test_an_old_client_gets_in_over_the_wire(server) -> None:
 def test_an_old_error_code_is_passed_on_as_it_is(romeo, juliet) -> None:
     """XEP0086-2-3"""
     romeo.sends("<message type='error' to='juliet@example.org/balcony'><error code='404'>Not Found</error></message>")
-    juliet.receives("<message type='error' from='romeo@example.org/orchard' to='juliet@example.org/balcony'><error code='404'>Not Found</error></message>")
+    juliet.receives(
+        "<message type='error' from='romeo@example.org/orchard' to='juliet@example.org/balcony'><error code='404'>Not Found</error></message>"
+    )

@@ -114,16 +114,17 @@ class Bench:
         minute of each other, and the ratios are taken within a round. Those whose turn it
         isn't have nobody to serve and take no time.
         """
-        try:
-            for case in self.cases:
-                for number in range(rounds):
-                    say(f"{case.name}, round {number + 1} of {rounds}")
-                    for server in self.servers:
-                        if server.name in case.servers:
-                            self._run(case, server)
-        finally:
-            for server in self.servers:
-                server.stop()
+        for case in self.cases:
+            for number in range(rounds):
+                say(f"{case.name}, round {number + 1} of {rounds}")
+                for server in self.servers:
+                    if server.name in case.servers:
+                        self._run(case, server)
+
+    def close(self) -> None:
+        """End the servers that run."""
+        for server in self.servers:
+            server.stop()
 
     def _run(self, case: type[Case], server: Server) -> None:
         profiler = self.profiler if server.name == "xmppd" else None
@@ -178,10 +179,10 @@ def main() -> int:
     folder.chmod(0o755)  # the peers run as users of their own
     began = time.monotonic()
     try:
-        bench = Bench(folder, options)
-        os.sched_setaffinity(0, {cores()[1]})
-        bench.prepare()
-        bench.run(options.rounds)
+        with closing(Bench(folder, options)) as bench:
+            os.sched_setaffinity(0, {cores()[1]})
+            bench.prepare()
+            bench.run(options.rounds)
     except BenchError as problem:
         say(f"failed: {problem}")
         return 1

@@ -251,10 +251,10 @@ class Watcher:
         What has no number is late news from the beginning; a change that is lost is
         noticed, since nobody stops waiting for it.
         """
-        at = piece.find(b"#")
-        if at < 0:
+        _, found, said = piece.partition(b"<status>#")
+        if not found:
             return
-        sender, number = int(piece[at + 1 : at + 5]), int(piece[at + 6 : at + 12])
+        sender, number = int(said[:4]), int(said[5:11])
         if sender == self.client.number:
             return
         check(number == self._heard[sender] + 1, self.client, b"the next change", piece)

@@ -73,6 +73,7 @@ class Connection:
     def _open_stream(self) -> None:
         self._parser = expat.ParserCreate("utf-8")
         self._parser.buffer_text = True
+        self._parser.buffer_size = 256  # bytes, per connection; by itself it takes 8 KB
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
         self._parser.CharacterDataHandler = self._characters

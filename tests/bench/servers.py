@@ -116,7 +116,7 @@ class Server(ABC):
 
     name: ClassVar[str]
     user: ClassVar[str] = ""  # whom it insists on being; "": whoever runs the benchmark
-    direct_tls_first: ClassVar[bool] = False  # there is no other port
+    direct_tls_only: ClassVar[bool] = False
 
     def __init__(self, folder: Path, certificates: xmppd.CertificateFiles, modules: str = "like") -> None:
         self.folder = folder / self.name
@@ -186,8 +186,9 @@ class Server(ABC):
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.tls_port if self.direct_tls_first else self.port), 5) as sock:
-                if self.direct_tls_first:
+            port = self.tls_port if self.direct_tls_only else self.port
+            with socket.create_connection(("127.0.0.1", port), START_TIMEOUT) as sock:
+                if self.direct_tls_only:
                     return True
                 sock.sendall(HELLO)
                 return bool(sock.recv(1))
@@ -403,7 +404,7 @@ class Floor(Server):
     """The bare relay: see `tests.bench.floor`. It knows nobody and believes everybody."""
 
     name = "floor"
-    direct_tls_first = True
+    direct_tls_only = True
 
     def prepare(self) -> None:
         """See `Server.prepare`."""

@@ -66,10 +66,12 @@ class Trial:
         if self.profiler is not None:
             self.profiler.begin(self.server.pid)
         cpu, wall = cpu_seconds(self.server.pid), time.monotonic()
-        yield cost
-        cost.cpu, cost.wall = cpu_seconds(self.server.pid) - cpu, time.monotonic() - wall
-        if self.profiler is not None:
-            self.profiler.end()
+        try:
+            yield cost
+            cost.cpu, cost.wall = cpu_seconds(self.server.pid) - cpu, time.monotonic() - wall
+        finally:
+            if self.profiler is not None:
+                self.profiler.end()
 
     def steady(self, count: Callable[[], int], is_drained: Callable[[], bool], what: str) -> float:
         """Measure a load that its clients keep up by themselves until `load.stopping`.
