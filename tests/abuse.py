@@ -213,6 +213,7 @@ def one_address(target: Target, count: int) -> dict[str, int]:
     for sock in socks:
         with contextlib.suppress(ConnectionResetError):
             welcome += sock.recv(1000).startswith(b"<?xml")
+    for sock in socks:  # not before all have been answered: each that leaves makes room for another
         sock.close()
     return {"connected": count, "welcome": welcome}
 
@@ -347,6 +348,12 @@ ATTACKS: Mapping[str, tuple[Attack, float]] = {  # with their size, as a part of
 # ---- the honest pair ------------------------------------------------------------------
 
 
+def pace(seconds: float) -> None:
+    """Let time pass, not for an event to come but to keep a rhythm: of messages, or of looks at the server's memory."""
+    if seconds > 0:
+        threading.Event().wait(seconds)
+
+
 def chat(target: Target) -> None:
     """Romeo writes to Juliet at a steady pace; each message's latency in ms is a line on stdout, for ever.
 
@@ -358,7 +365,7 @@ def chat(target: Target) -> None:
     begun, number, came = time.monotonic(), 0, b""
     while True:
         due = begun + number / RATE
-        time.sleep(max(0.0, due - time.monotonic()))
+        pace(due - time.monotonic())
         romeo.wire.send(f"<message to='{juliet.jid}' id='n{number}.' type='chat'><body>O</body></message>".encode())
         word = f"'n{number}.'".encode()
         while word not in came:
@@ -482,17 +489,9 @@ class Siege:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def attack(self, **sizes: int) -> Report:
-        """Let attackers of these kinds do their work to the end, and wait until the server has forgotten them."""
-        before, peak, begin = self.memory(), 0.0, time.monotonic()
-        attackers = [
-            start(self.target(), name, min(PER_PROCESS, size - at), nice=10)
-            for name, size in sizes.items()
-            for at in range(0, size, PER_PROCESS)
-        ]
-        while any(attacker.poll() is None for attacker in attackers):
-            peak = max(peak, self.memory())
-            time.sleep(0.02)
-        result = self.results(attackers)
+        """Let attackers of these kinds do their work to the end; return what it did."""
+        before, begin = self.memory(), time.monotonic()
+        result, peak = self.send_attackers(sizes)
         end = time.monotonic()
         self.wait_for_quiet()
         after = self.settled_memory(before)
@@ -500,6 +499,28 @@ class Siege:
         if not latencies:
             raise AssertionError(f"{sizes}: the honest pair got nothing through for {end - begin:.0f} seconds")
         return Report(" ".join(sizes), sum(sizes.values()), end - begin, latencies, before, peak, after, result)
+
+    def first_crowd(self, size: int) -> None:
+        """Have the server pay what any first crowd costs it once and for all.
+
+        That are tables that have grown, and Python's arenas with a long-lived object in
+        them. The promise is about all crowds that follow.
+        """
+        self.send_attackers({"half_open": size})
+        self.wait_for_quiet()
+
+    def send_attackers(self, sizes: Mapping[str, int]) -> tuple[dict[str, int], float]:
+        """Run attackers side by side; return what they say, and the server's memory at its peak (MB)."""
+        attackers = [
+            start(self.target(), name, min(PER_PROCESS, size - at), nice=10)
+            for name, size in sizes.items()
+            for at in range(0, size, PER_PROCESS)
+        ]
+        peak = self.memory()
+        while any(attacker.poll() is None for attacker in attackers):
+            peak = max(peak, self.memory())
+            time.sleep(0.02)
+        return self.results(attackers), peak
 
     @staticmethod
     def results(attackers: Sequence[subprocess.Popen[str]]) -> dict[str, int]:
@@ -517,13 +538,13 @@ class Siege:
         give_up = time.monotonic() + self.timeout + 10
         while self.descriptors() > self.people:
             assert time.monotonic() < give_up, f"the server keeps {self.descriptors() - self.people} descriptors"
-            time.sleep(0.1)
+            pace(0.1)
 
     def settled_memory(self, wanted: float) -> float:
         """Return the memory once it is as low as it gets, when even the last timer is over."""
         lowest, give_up = self.memory(), time.monotonic() + self.timeout + 10
         while lowest > wanted + PROMISED_MEMORY and time.monotonic() < give_up:
-            time.sleep(0.1)
+            pace(0.1)
             lowest = min(lowest, self.memory())
         return lowest
 
@@ -572,10 +593,11 @@ def main() -> int:
         parser.error("this needs Linux: /proc, and all of 127.0.0.0/8")
     kept = True
     with tempfile.TemporaryDirectory() as folder, besieged(Path(folder)) as siege:
+        print(f"a fresh server takes {siege.memory():.1f} MB,", end=" ", flush=True)
+        siege.first_crowd(options.half_open // 4)
+        siege.settled_memory(0)
+        print(f"after a first crowd {siege.memory():.1f} MB")
         print(TITLES)
-        # A first crowd costs some memory once and for all: tables that have grown, Python's arenas with a
-        # long-lived object in them. The promise is about all that follow.
-        print(siege.attack(half_open=options.half_open // 4), "(the first crowd)", flush=True)
         for name in options.attacks or ATTACKS:
             size = max(1, int(options.half_open * ATTACKS[name][1]))
             report = siege.attack(**{name: size})

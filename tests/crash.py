@@ -921,13 +921,14 @@ class Trial:
         self._bury(process)
 
     def _await_death(self, process: ServerProcess) -> None:
-        if process.process.wait() != -signal.SIGKILL:
-            self.ledger.problem(f"the server ended by itself:\n{process.log()}")
+        process.process.wait()
         self.killed.set()
 
     def _bury(self, process: ServerProcess) -> None:
-        """Wait until a process is gone, and look into its log for bugs that it survived."""
+        """Wait until a process is gone, and look into its log for why, and for bugs that it survived."""
         process.kill()
+        if process.process.returncode != -signal.SIGKILL:
+            self.ledger.problem(f"the server ended by itself:\n{process.log()}")
         for line in process.lines:
             if BUG.search(line):
                 self.ledger.problem(f"in the log: {line}")
@@ -972,7 +973,7 @@ class Trial:
         for problem in (*folder.problems, *half_turns(folder)):
             self.ledger.problem(f"after the end: {problem}")
         if folder.changes or folder.journals != 1 or folder.unfinished:
-            self.ledger.problem(f"after the end: {folder.journals} journals with {folder.changes} changes")
+            self.ledger.problem(f"after the end: {folder.journals} journals, {folder.changes} changes, {folder.unfinished} .new")
 
     # -- the outcome
 

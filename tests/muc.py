@@ -42,9 +42,8 @@ Server = MemoryServer | ProcessServer
 def person(server: Server, jid: str) -> Client:
     """Log somebody in who has no account yet, or has one."""
     address = xmppd.JID.parse(jid)
-    if isinstance(server, MemoryServer):
-        if address.bare not in server.server.accounts:
-            server.server.create_account(address.bare, credentials_of(address.local))
+    if isinstance(server, MemoryServer) and address.bare not in server.server.accounts:
+        server.server.create_account(address.bare, credentials_of(address.local))
     return server.client(host=address.domain).login(address.local, resource=address.resource)
 
 

@@ -31,6 +31,7 @@ import random
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, tzinfo
@@ -84,7 +85,7 @@ class TamperedDisk(xmppd.Disk):
         if self._steps_left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         if "sluggish" in self.words:
-            time.sleep(random.random() * 0.005)
+            threading.Event().wait(random.random() * 0.005)  # the disk takes its time; there is nothing to wait for
 
     def _squeeze(self, file: int, data: bytes) -> None:
         fits, self._room = data[: self._room], max(self._room - len(data), 0)

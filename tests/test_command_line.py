@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -225,6 +226,21 @@ def test_who_stops_reading_our_output_gets_no_traceback(commands):
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize(
+    ("called", "advice"),
+    [
+        ("/usr/bin/xmppd", "xmppd --data d"),  # as found on the PATH
+        (".venv/bin/xmppd", ".venv/bin/xmppd --data d"),
+        ("/opt/xmppd/.venv/bin/xmppd", "/opt/xmppd/.venv/bin/xmppd --data d"),
+        ("xmppd.pyz", "python3 xmppd.pyz --data d"),
+    ],
+)
+def test_advice_can_be_typed_as_it_stands(monkeypatch, called, advice):
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setattr(sys, "argv", [called])
+    assert xmppd.this_command(Namespace(config=None, data=Path("d"))) == advice
+
+
 # -- init
 
 
@@ -410,6 +426,8 @@ class Terminal:
     def answer(self, question: str) -> str:
         """Answer a question."""
         self.questions.append(question)
+        if not self.answers:
+            raise EOFError  # ^D
         return self.answers.pop(0)
 
 
@@ -424,6 +442,15 @@ def test_at_a_terminal_a_password_is_asked_twice(commands, monkeypatch, capsys):
     assert terminal.questions == ["New password for juliet@example.org: ", "The same again: "]
     assert capsys.readouterr().out == "added juliet@example.org\n"
     assert commands.users() == ["juliet@example.org"]
+
+
+@pytest.mark.parametrize("words", [("add", "juliet@example.org"), ("remove", "romeo@example.org")])
+def test_at_a_terminal_control_d_is_no_answer(commands, monkeypatch, capsys, words):
+    commands.add("romeo@example.org")
+    Terminal(monkeypatch)
+    assert at_terminal(commands, "user", *words) == 1
+    assert capsys.readouterr().err == "\nxmppd: no answer was given; nothing has changed\n"
+    assert commands.users() == ["romeo@example.org"]
 
 
 def test_at_a_terminal_a_short_or_mistyped_password_is_asked_for_again(commands, monkeypatch, capsys):

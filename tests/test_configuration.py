@@ -424,8 +424,6 @@ def used_keys() -> set[str]:
     for node in ast.walk(ast.parse(source[:start] + source[end.start() :])):
         if isinstance(node, ast.Attribute):
             read |= {node.attr, f"{getattr(node.value, 'attr', getattr(node.value, 'id', ''))}.{node.attr}"}
-    if 'who="admin"' not in source:
-        read.discard("admins")  # whom nothing is reserved for
     fields_of = {key: key.replace(".", "_") for key in xmppd.CONFIG_KEYS}
     fields_of |= {"tls.client_ca": "client_ca", "tls.certificate": "tls", "tls.key": "tls"}
     fields_of |= {key: key for key in fields_of if key.startswith(("listen.", "limits.", "compat."))}

@@ -254,6 +254,19 @@ def test_nobody_hears_of_a_change_that_a_power_cut_may_undo(house: House, before
     house.start()
 
 
+def test_nothing_of_a_removed_account_stays_in_a_file_that_a_crash_left_unfinished(tmp_path: Path) -> None:
+    """The crash came while the file was written, the removal after that but before the next checkpoint."""
+    unfinished = tmp_path / "example.org" / "private" / "romeo.json.new"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.write_text('{"{urn:k}kept":"<kept xmlns=')
+    removal = xmppd.encode_json(["set", "private", "romeo@example.org", None])
+    xmppd.journal_path(tmp_path, 1).write_bytes(xmppd.journal_line(1, [removal]))
+    loop = xmppd.Loop()
+    xmppd.Storage(tmp_path, loop).close()
+    loop.close()
+    assert not unfinished.exists()
+
+
 # ---- no room --------------------------------------------------------------------------
 
 

@@ -192,10 +192,15 @@ def test_damaged_input_ends_in_one_error_wherever_it_is_cut(document, damages, p
     for at, replacement in damages:
         at %= len(data) + 1
         data[at : at + 1] = replacement
-    whole = [shown(event) for event in events_of(StreamParser(), [bytes(data)])]
-    pieces = [shown(event) for event in events_of(StreamParser(), cut(bytes(data), places))]
-    assert pieces == whole
-    assert sum(isinstance(event, StreamError) for event in events_of(StreamParser(), [bytes(data)])) <= 1
+    whole = events_of(StreamParser(), [bytes(data)])
+    pieces = events_of(StreamParser(), cut(bytes(data), places))
+    # Which of two faults is met first may depend on the cut; that there is one does not.
+    assert [is_error(event) or shown(event) for event in pieces] == [is_error(event) or shown(event) for event in whole]
+    assert not any(is_error(event) for event in whole[:-1])
+
+
+def is_error(event: object) -> bool:
+    return isinstance(event, StreamError)
 
 
 # -- passing on

@@ -8,10 +8,8 @@ import xmppd
 from tests.dialogue import Client
 from tests.muc import (
     ADDRESSES,
-    ADMIN,
     CONFIG,
     COVEN,
-    DELAY,
     FORM,
     HOST,
     MUC,
@@ -67,13 +65,13 @@ def test_visitors_are_not_heard(server: MemoryServer) -> None:
     crone.receives_nothing()
 
 
-@pytest.mark.parametrize(("message", "kind"), [
-    (f"<message type='groupchat' id='m' to='{COVEN}'><body>O</body></message>", ""),
-    (f"<message type='chat' id='m' to='{COVEN}/thirdwitch'><body>O</body></message>", ""),
-    (f"<message id='m' to='{COVEN}'><x xmlns='{USER}'><invite to='romeo@example.org'/></x></message>", ""),
-    (f"<message id='m' to='{COVEN}'><body>O</body></message>", ""),
+@pytest.mark.parametrize("message", [
+    f"<message type='groupchat' id='m' to='{COVEN}'><body>O</body></message>",
+    f"<message type='chat' id='m' to='{COVEN}/thirdwitch'><body>O</body></message>",
+    f"<message id='m' to='{COVEN}'><x xmlns='{USER}'><invite to='romeo@example.org'/></x></message>",
+    f"<message id='m' to='{COVEN}'><body>O</body></message>",
 ])  # fmt: skip
-def test_nobody_speaks_from_outside(server: MemoryServer, message: str, kind: str) -> None:
+def test_nobody_speaks_from_outside(server: MemoryServer, message: str) -> None:
     """XEP0045-7.4-4, XEP0045-7.5-4, XEP0045-7.8.2-5, XEP0045-17.2-1, S56"""
     _, _, hag = coven(server)
     hecate = witch(server, "hecate")
@@ -104,7 +102,7 @@ def test_only_the_room_says_who_and_when(server: MemoryServer) -> None:
         assert "mine" not in xmppd.serialize(message)
     hag.sends(f"<presence to='{COVEN}/thirdwitch'>{forged}</presence>")
     presence = crone.receives("<presence ...>...</presence>")
-    assert [child.tag.rpartition("}")[2] for child in presence] == ["delay", "occupant-id", "x"]
+    assert [child.tag.rpartition("}")[2] for child in presence] == ["occupant-id", "x"]
     assert "301" not in xmppd.serialize(presence) and "mine" not in xmppd.serialize(presence)
     forget(crone, wicca, hag)
 
@@ -632,7 +630,7 @@ def test_the_room_has_a_picture(server: MemoryServer) -> None:
     hag.receives(told)
     hag.sends(f"<iq type='get' id='uD10h' to='{COVEN}'><vCard xmlns='vcard-temp'/></iq>")
     hag.receives(f"<iq type='result' id='uD10h'>{card}</iq>")
-    assert avatar(hag) == ["3f5de4c3e8fbbfdd3c1d8b0a46f5ef8ed4be8f8d"] or len(avatar(hag)[0]) == 40
+    assert avatar(hag) == ["c70b9fe31c3ab8a927a77d12741b8419dda5f55e"]  # of "hag"
     crone.sends(f"<iq type='set' id='7fP13' to='{COVEN}'><vCard xmlns='vcard-temp'/></iq>")
     forget(crone, wicca, hag)
     assert avatar(hag) == []
@@ -691,4 +689,3 @@ def test_a_subject_has_its_bounds(server: MemoryServer) -> None:
     crone.sends(f"<message type='groupchat' id='m' to='{COVEN}'><subject>{'x' * 5000}</subject></message>")
     crone.receives(refused("policy-violation", "m", "message"))
     hag.receives_nothing()
-    assert DELAY and ADMIN

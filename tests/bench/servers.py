@@ -9,6 +9,7 @@ says is in the method that writes it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -181,8 +182,14 @@ class Server(ABC):
             if self.process.poll() is not None or time.monotonic() - began > START_TIMEOUT:
                 self.stop()
                 raise RuntimeError(f"{self.name} does not start; see {self.folder}")
-            time.sleep(POLL)
+            self._pass_time(POLL)
         self.ready_seconds, self.start_cpu = time.monotonic() - began, cpu_seconds(self.pid)
+
+    def _pass_time(self, seconds: float) -> None:
+        """Wait between two looks, no longer than the server lives."""
+        assert self.process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
 
     def _answers(self) -> bool:
         try:
@@ -212,7 +219,7 @@ class Server(ABC):
         give_up = time.monotonic() + timeout
         before = cpu_seconds(self.pid)
         while time.monotonic() < give_up:
-            time.sleep(0.2)
+            self._pass_time(0.2)
             now = cpu_seconds(self.pid)
             if now - before < 0.004:
                 return

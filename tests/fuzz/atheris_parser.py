@@ -104,6 +104,8 @@ def drain(parser: xmppd.StreamParser) -> Iterator[xmppd.Event]:
 
 def compare(whole: list[xmppd.Event], split: list[xmppd.Event]) -> None:
     """Two readings of one stream are equal, but for which of several faults was seen first."""
+    if whole and isinstance(whole[0], xmppd.StreamError):  # of a header that begins and ends in one of the first four
+        split = [event for event in split if not isinstance(event, xmppd.Opened)]  # bytes, before a NUL in another
     assert len(whole) == len(split), (whole, split)
     for one, other in zip(whole, split, strict=True):
         assert type(one) is type(other), (one, other)
@@ -240,7 +242,7 @@ def make_name(given: atheris.FuzzedDataProvider) -> str:
 
 def clean(text: str) -> str:
     """Leave out what no XML may contain (XML 1.0 §2.2)."""
-    return "".join(c for c in text if c in "\t\n\r" or (" " <= c < "\ud800") or ("\ue000" <= c and c not in "\ufffe\uffff"))
+    return "".join(c for c in text if c in "\t\n\r" or (" " <= c < "\ud800") or (c >= "\ue000" and c not in "\ufffe\uffff"))
 
 
 # ---- the run --------------------------------------------------------------------------

@@ -141,7 +141,7 @@ class Grammar:
 
     def __init__(self, chance: random.Random, server: xmppd.Server) -> None:
         self.chance = chance
-        self.requests = list(server.registry.iqs)  # the keys under which the features answer
+        self.requests = [xmppd.IqKey(*key) for key in server.registry.iqs]  # the keys under which the features answer
         self.services = sorted(server.domains.keys() - set(HOSTS))  # domains of rooms and the like
         self.names = vocabulary()
         self.spaces = sorted(set(namespaces().values()))
@@ -499,8 +499,8 @@ class Play:
         self.ahead = 0.0  # seconds that our clock is ahead of the real one
         server.loop.now = lambda: time.monotonic() + self.ahead
         self.players: list[Player] = []
-        for name, resource in [(name, resource) for name in PEOPLE[:3] for resource in "ab"] + [("romeo", "a")]:
-            self.players.append(Player(self, name, resource))
+        for name, place in [(name, place) for name in PEOPLE[:3] for place in "ab"] + [("romeo", "a")]:
+            self.players.append(Player(self, name, place))
         self.stranger = server.client()
         self.counts: Counter[str] = Counter()  # of what was done
 

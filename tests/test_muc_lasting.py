@@ -1,0 +1,213 @@
+"""Multi-user chat: what survives a restart and a crash (XEP-0045 §5.2, §7.14), and the end of the service (§11.2)."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import xmppd
+from tests.dialogue import Client
+from tests.muc import (
+    CONFIG,
+    COVEN,
+    HOST,
+    SERVICE,
+    administering,
+    configures,
+    configuring,
+    coven,
+    enter,
+    enters,
+    forget,
+    gone,
+    listing,
+    result,
+    saying,
+    witch,
+)
+from tests.servers import MemoryServer, ProcessServer
+
+pytestmark = pytest.mark.config(**CONFIG)
+KITCHEN = "kitchen@chat.example.org"
+USER = "{http://jabber.org/protocol/muc#user}"
+
+
+def restarted(server: MemoryServer) -> None:
+    """Start the server anew on the same data, as after a clean stop; everybody is gone."""
+    server.cast.hang_up()
+    server.storage.close()
+    config = server.server.config
+    server.storage = xmppd.Storage(config.data, server.loop, sync=False, freeze=True)
+    server.server = xmppd.Server(config, server.loop, server.storage, xmppd.FEATURES)
+
+
+def kinds(stanzas: list[ET.Element]) -> list[str]:
+    """What came, in short: nickname of a presence, body or subject of a message."""
+    found = []
+    for stanza in stanzas:
+        text = stanza.findtext("{jabber:client}body") or stanza.findtext("{jabber:client}subject")
+        found.append(text or stanza.get("from", "").partition("/")[2])
+    return found
+
+
+def test_a_persistent_room_is_there_again(server: MemoryServer) -> None:
+    """XEP0045-5.2-2, XEP0045-7.14-2, XEP0045-10.2-5: configuration, affiliations, nicknames, subject, history, card"""
+    crone, wicca, hag = coven(server, persistentroom=True, roomname="A Dark Cave", maxhistoryfetch=3, lang="en")
+    crone.sends(administering(f"affiliation='member' jid='hecate@{HOST}' nick='Hecate'",
+                              f"<item affiliation='outcast' jid='tybalt@{HOST}'><reason>fights</reason></item>"))  # fmt: skip
+    crone.sends(f"<iq type='set' id='card' to='{COVEN}'><vCard xmlns='vcard-temp'><FN>Coven</FN></vCard></iq>")
+    crone.sends(f"<message type='groupchat' to='{COVEN}'><subject>Spells</subject></message>")
+    hag.sends("".join(saying(str(number)) for number in range(1, 6)))
+    forget(crone, wicca, hag)
+    before = lists(crone)
+    for _ in range(2):
+        restarted(server)
+        hag = witch(server, "thirdwitch")
+        assert kinds(enters(hag, "thirdwitch")) == ["thirdwitch", "3", "4", "5", "Spells"]
+        crone = witch(server, "firstwitch")
+        assert lists(crone) == before
+        crone.sends(f"<iq type='get' id='card' to='{COVEN}'><vCard xmlns='vcard-temp'/></iq>")
+        crone.receives("<iq type='result' id='card'><vCard xmlns='vcard-temp'><FN>Coven</FN></vCard></iq>")
+        hag.sends(enter("Hecate", room=COVEN))
+        assert hag.receives("<presence type='error' ...>...</presence>").find(".//{*}conflict") is not None
+
+
+def lists(client: Client) -> list[bytes]:
+    """All that an owner can ask a room about its affiliations and its configuration."""
+    answers = []
+    for affiliation in ("outcast", "member", "admin", "owner"):
+        client.sends(listing(f"affiliation='{affiliation}'"))
+        answers.append(ET.tostring(client.receives("<iq type='result' ...>...</iq>")))
+    client.sends(f"<iq type='get' id='c' to='{COVEN}'><query xmlns='http://jabber.org/protocol/muc#owner'/></iq>")
+    return [*answers, ET.tostring(client.receives("<iq type='result' ...>...</iq>"))]
+
+
+def test_only_persistent_rooms_are_on_disk(server: MemoryServer) -> None:
+    """XEP0045-7.14-2: a room that becomes temporary leaves nothing; one that becomes persistent is kept whole"""
+    crone, wicca, hag = coven(server)
+    hag.sends(saying("Earlier"))
+    crone.sends(f"<message type='groupchat' to='{COVEN}'><subject>Spells</subject></message>")
+    forget(crone, wicca, hag)
+    address = xmppd.JID.parse(COVEN)
+    documents, log = server.storage.documents("room"), server.storage.log("room-history")
+    assert address not in documents and not log.count(address)
+    configures(crone, persistentroom=True)
+    assert documents.item(address, f"@wiccarocks@{HOST}")["affiliation"] == "admin" and log.count(address) == 1
+    configures(crone, persistentroom=False)
+    assert address not in documents and not log.count(address)
+    configures(crone, persistentroom=True)
+    forget(crone, wicca, hag)
+    restarted(server)
+    hag = witch(server, "thirdwitch")
+    assert kinds(enters(hag, "thirdwitch")) == ["thirdwitch", "Earlier", "Spells"]
+
+
+def test_a_destroyed_room_does_not_come_back(server: MemoryServer) -> None:
+    """XEP0045-10.9-1"""
+    crone, wicca, hag = coven(server, persistentroom=True)
+    hag.sends(saying("Earlier"))
+    crone.sends(f"<iq type='set' id='c' to='{COVEN}'><query xmlns='http://jabber.org/protocol/muc#owner'><destroy/></query></iq>")
+    forget(crone, wicca, hag)
+    restarted(server)
+    hag = witch(server, "thirdwitch")
+    assert hag.jid and [status.get("code") for stanza in enters(hag, "x") for status in stanza.iter(f"{USER}status")] == [
+        "110", "201"]  # fmt: skip
+
+
+def test_the_log_of_a_room_is_bounded(server: MemoryServer) -> None:
+    """S54: also for a room that keeps a long record"""
+    rooms = server.server.registry.feature(xmppd.MultiUserChat)
+    crone, wicca, hag = coven(server, persistentroom=True)
+    room, log = rooms.rooms[xmppd.JID.parse(COVEN)], server.storage.log("room-history")
+    said = xmppd.Said.now(xmppd.Stanza(xmppd.MESSAGE, {"type": "groupchat"}), COVEN)
+    for _ in range(2 * xmppd.HISTORY_MOST + 1):
+        rooms.remember(room, said)
+    assert xmppd.HISTORY_MOST <= log.count(room.jid) <= 2 * xmppd.HISTORY_MOST
+    configures(crone, enablelogging=True)
+    for _ in range(xmppd.LOGGED_HISTORY):
+        rooms.remember(room, said)
+    assert log.count(room.jid) >= xmppd.LOGGED_HISTORY
+    large = xmppd.Stanza(xmppd.MESSAGE)
+    large.add(xmppd.E(xmppd.CLIENT("body"), None, "x" * 200_000))
+    for _ in range(100):
+        rooms.remember(room, xmppd.Said("2026-11-22T14:00:00Z", large))
+        assert log.size(room.jid) < xmppd.MAX_LOG_BYTES + 1_000_000
+    forget(crone, wicca, hag)
+
+
+def test_a_message_that_cannot_be_read_costs_only_itself(server: MemoryServer) -> None:
+    """XEP0045-7.2.13-1: who edits files by hand does not lose a room"""
+    crone, wicca, hag = coven(server, persistentroom=True)
+    hag.sends(saying("Earlier"))
+    forget(crone, wicca, hag)
+    log = server.storage.log("room-history")
+    log.rewrite(xmppd.JID.parse(COVEN), [{"at": "x", "stanza": "<message"}, {}, *log.read(xmppd.JID.parse(COVEN))])
+    restarted(server)
+    assert kinds(enters(witch(server, "thirdwitch"), "thirdwitch"))[:2] == ["thirdwitch", "Earlier"]
+
+
+def test_when_nothing_can_be_stored_nothing_changes(server: MemoryServer) -> None:
+    """XEP0045-9-1: the admin hears that it failed, and nobody else hears anything"""
+    crone, wicca, hag = coven(server, persistentroom=True)
+    server.storage.failed = "the disk is full"
+    for request in (administering(f"affiliation='member' jid='hag66@{HOST}'"), configuring(roomname="x", id="admin1")):
+        crone.sends(request)
+        crone.receives("<iq type='error' id='admin1'><error type='wait'><resource-constraint .../></error></iq>")
+    hag.receives_nothing()
+    server.storage.failed = ""
+    crone.sends(listing("affiliation='member'"))
+    crone.receives("<iq type='result' id='list1'><query xmlns='http://jabber.org/protocol/muc#admin'/></iq>")
+    wicca.receives_nothing()
+
+
+def test_rooms_close_when_the_server_ends(server: MemoryServer) -> None:
+    """XEP0045-11.2-1"""
+    witches = coven(server)
+    rooms = server.server.registry.feature(xmppd.MultiUserChat)
+    rooms.shutting_down()
+    witches.crone.receives(gone("firstwitch", "owner", 110, 332, jid=True))
+    witches.wicca.receives(gone("secondwitch", "admin", 110, 332, jid=True))
+    witches.hag.receives(gone("thirdwitch", "none", 110, 332, jid=True))
+
+
+def test_rooms_follow_the_configuration(server: MemoryServer) -> None:
+    """XEP0045-6.2-1, XEP0045-11.2-1: another label takes the rooms elsewhere, an empty one switches them off"""
+    from dataclasses import replace
+
+    crone, wicca, hag = coven(server)
+    rooms = server.server.registry.feature(xmppd.MultiUserChat)
+    server.server.config = replace(server.server.config, muc_host="")
+    rooms.reloaded()
+    assert len(hag.receives_anything()) == 1  # 332
+    hag.sends(enter("thirdwitch"))
+    hag.receives("<presence type='error' ...>...</presence>")
+    hag.sends(f"<iq type='get' id='d' to='{HOST}'><query xmlns='http://jabber.org/protocol/disco#items'/></iq>")
+    hag.receives("<iq type='result' id='d'><query xmlns='http://jabber.org/protocol/disco#items'/></iq>")
+    server.server.config = replace(server.server.config, muc_host="chat")
+    rooms.reloaded()
+    assert len(enters(hag, "thirdwitch", room=f"heath@{SERVICE}")) == 2
+    forget(crone, wicca)
+
+
+def test_a_room_survives_a_crash(process_server: ProcessServer) -> None:
+    """XEP0045-5.2-2, XEP0045-8.1-1: what was confirmed is there after a kill -9"""
+    romeo = process_server.client().login("romeo", resource="orchard")
+    enters(romeo, "Romeo", room=KITCHEN)
+    configures(romeo, KITCHEN, persistentroom=True, roomadmins=["juliet@example.org"])
+    forget(romeo)
+    romeo.sends(f"<message type='groupchat' to='{KITCHEN}'><subject>Love</subject></message>")
+    romeo.sends(saying("But soft!", room=KITCHEN))
+    romeo.receives("<message ...>...</message>", "<message ...>...</message>")  # reflected: so it is kept
+    romeo.sends(administering("affiliation='outcast' jid='benvolio@example.org'", room=KITCHEN))
+    romeo.receives(result())
+    process_server.kill()
+    process_server.cast.hang_up()
+    process_server.start()
+    juliet = process_server.client().login("juliet", resource="balcony")
+    came = enters(juliet, "Juliet", room=KITCHEN)
+    assert kinds(came) == ["Juliet", "But soft!", "Love"]
+    assert came[0].find(f".//{USER}item").get("affiliation") == "admin"  # type: ignore[union-attr]
+    benvolio = process_server.client().login("benvolio", resource="pda")
+    benvolio.sends(enter("Benvolio", room=KITCHEN))
+    assert benvolio.receives("<presence type='error' ...>...</presence>").find(".//{*}forbidden") is not None
