@@ -87,7 +87,7 @@ import xml.etree.ElementTree as ET
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -227,6 +227,10 @@ MAX_PRIVACY_LISTS = 50  # privacy lists per account; people who use them have th
 MAX_PRIVACY_RULES = 2000  # rules in all lists of an account, blocks included: each may be 3 KB; one for each contact
 MAX_DIRECTED = 2000  # addresses that a session may have sent directed presence to
 MAX_VCARD = 200 * 1024  # bytes of a vCard, photo included; XEP-0153 §4.6 thinks of 8 KB
+MAX_PEP_NODES = 256  # nodes per account; Prosody has no limit, and people had 20 GB of strangers' data
+MAX_PEP_ITEMS = 1000  # items per node, what `max_items=max` stands for; OMEMO and bookmarks need some hundred
+MAX_PEP_BYTES = 4 * 1024 * 1024  # of all items of an account
+MAX_PEP_SUBSCRIBERS = 500  # explicit ones per node, and as many people on its list: strangers make the former
 MAX_ROOMS = 1000  # chat rooms on one server: all that are in use are in memory
 MAX_ROOMS_PER_ACCOUNT = 50  # that one account has created and that still exist; Prosody and ejabberd know no limit
 MAX_ROOM_OCCUPANTS = 1000  # people in one room, whatever its owner says: everything is said to each of them
@@ -2017,6 +2021,11 @@ class Limits:
     rooms: int = bounded(MAX_ROOMS, "rooms", 0)
     rooms_per_account: int = bounded(MAX_ROOMS_PER_ACCOUNT, "rooms", 0)
     room_occupants: int = bounded(MAX_ROOM_OCCUPANTS, "people")
+    vcard: int = bounded(MAX_VCARD, "bytes", 0)
+    pep_nodes: int = bounded(MAX_PEP_NODES, "nodes", 0)
+    pep_items: int = bounded(MAX_PEP_ITEMS, "items")
+    pep_bytes: int = bounded(MAX_PEP_BYTES, "bytes", 0)
+    pep_subscribers: int = bounded(MAX_PEP_SUBSCRIBERS, "subscribers", 0)
     private: int = bounded(MAX_PRIVATE, "elements", 0)
     private_bytes: int = bounded(MAX_PRIVATE_BYTES, "bytes", 0)
 
@@ -5591,6 +5600,7 @@ def start_mechanism(name: str, context: LoginContext) -> Mechanism:
 # `NEGOTIATION`; features add theirs by `@element`, `@iq(to="stream")` and `offers`.
 
 
+STREAM_SLICE = 0.01  # seconds of a turn in which one stream's stanzas are handled; then the others have theirs
 VERSION_NUMBER = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}")
 LANGUAGE_TAG = re.compile(r"(?=.{1,35}$)[A-Za-z]{1,8}(-[A-Za-z0-9]{1,8})*")  # RFC 5646 §2.1, as long as §4.4.1 asks
 
@@ -5685,12 +5695,32 @@ class Stream(ABC):
             self.process()
 
     def process(self) -> None:
-        """Handle the events that are ready, in order, unless one of them has to be waited for."""
+        """Handle the events that are ready, in order, unless one of them has to be waited for.
+
+        One read may hold a hundred requests that cost 30 ms each; after a while it's the others' turn.
+        """
+        now = self.server.loop.now
+        until = now() + STREAM_SLICE
         while not self.paused and self.state is not StreamState.CLOSED:
             event = self.parser.next()
             if event is None:
                 return
-            self.attempt(self._handle, event)
+            step = functools.partial(self._handle, event)
+            if now() > until:
+                self._stand_still()
+                return self.server.loop.post(functools.partial(self._go_on, step))
+            self.attempt(step)
+
+    def _stand_still(self) -> None:
+        self.paused = True
+        self.transport.pause()
+
+    def _go_on(self, step: Callable[[], None]) -> None:
+        if self.state is not StreamState.CLOSED:
+            self.paused = False
+            self.transport.resume()
+            self.attempt(step)
+            self.process()
 
     def attempt(self, step: Callable[..., None], *args: Any) -> None:
         """Run a step of the protocol; a StreamError ends the stream, a bug of ours ends it and is logged."""
@@ -6072,17 +6102,6 @@ class ClientStream(Stream):
         self._stand_still()
         self.server.loop.call_later(seconds, lambda: self._go_on(step))
 
-    def _stand_still(self) -> None:
-        self.paused = True
-        self.transport.pause()
-
-    def _go_on(self, step: Callable[[], None]) -> None:
-        if self.state is not StreamState.CLOSED:
-            self.paused = False
-            self.transport.resume()
-            self.attempt(step)
-            self.process()
-
     def _succeed(self, step: Success) -> None:
         self._mechanism = None
         data = None if step.data is None else encode_base64(step.data)
@@ -6167,6 +6186,7 @@ NEGOTIATION: Mapping[str, tuple[StreamState | None, Callable[[ClientStream, Elem
 
 MAX_HANDSHAKES_PER_TURN = 16  # steps of TLS handshakes: some 10 ms of work, what a chat can wait unnoticed
 MAX_ACCEPTS_PER_TURN = 32  # new connections per listener; the kernel's queue keeps the others
+MAX_STRANGERS_PER_TURN = 32  # who may be heard before their login; whoever has logged in needn't queue with a crowd
 CROWD = 500  # connections: when so many have gone, their memory is worth a search
 BURST_SECONDS = 10  # of the permitted rate may come at once: a login with a long roster, a photograph
 
@@ -6376,6 +6396,7 @@ class Connection:
             log.info("%s: ended, %d bytes unread", self._stream, self._size)
             self._closing = True  # nothing can be said any more, not even why (threat S11)
             self.network.loop.run_last(self.abort)  # not here: whoever writes may be in the middle of something
+            self.network.memory_is_free()
 
     def compress(self) -> None:
         """Compress from here on, in both directions."""
@@ -6451,12 +6472,16 @@ class Connection:
     # -- input
 
     def _on_ready(self, events: int) -> None:
-        if self._closed:
-            return
+        if self._closed or (self._is_stranger and not self.network.may_hear_stranger()):
+            return  # still ready in the next turn
         if events & selectors.EVENT_WRITE and self._step is Connection._read:
             self.flush()
         if not self._closed and (events & selectors.EVENT_READ or self._step is not Connection._read):
             self._step(self)
+
+    @property
+    def _is_stranger(self) -> bool:
+        return isinstance(self._stream, ClientStream) and self._stream.owner is None
 
     def _read(self) -> None:
         try:
@@ -6726,7 +6751,9 @@ class Network:
         self._per_address: Counter[str] = Counter()
         self._attempts = Allowances(config.limits.connections_per_minute, loop.now)
         self._handshakes = 0
+        self._strangers = 0
         self._crowd = 0  # the most connections since memory was last given back
+        self._giving_back: Timer | None = None
         self._when_idle: Callable[[], None] | None = None
         storage.when_synced = self._synced
         loop.at_turn_end.append(self._turn_ended)
@@ -6776,13 +6803,24 @@ class Network:
             del self._per_address[address]
         if self._crowd >= CROWD and len(self.connections) < self._crowd // 4:
             self._crowd = 0
-            self.loop.call_later(2 * CLOSE_TIMEOUT, self._crowd_has_gone)  # when its last timer is over, too
+            self.memory_is_free()
         if self._when_idle is not None:
             self.loop.post(self._when_idle)
 
-    def _crowd_has_gone(self) -> None:
+    def memory_is_free(self) -> None:
+        """Much memory is about to be free: have it given back soon, when the timers of the dead are over, too."""
+        if self._giving_back is None:
+            self._giving_back = self.loop.call_later(2 * CLOSE_TIMEOUT, self._give_back)
+
+    def _give_back(self) -> None:
+        self._giving_back = None
         self._crowd = len(self.connections)
         give_memory_back()
+
+    def may_hear_stranger(self) -> bool:
+        """Tell whether one more connection without a login fits into this turn."""
+        self._strangers += 1
+        return self._strangers <= MAX_STRANGERS_PER_TURN
 
     def may_shake_hands(self) -> bool:
         """Tell whether one more step of a TLS handshake fits into this turn."""
@@ -6790,7 +6828,7 @@ class Network:
         return self._handshakes <= MAX_HANDSHAKES_PER_TURN
 
     def _turn_ended(self) -> None:
-        self._handshakes = 0
+        self._handshakes = self._strangers = 0
 
     def _synced(self) -> None:
         failed = self.storage.failed_for_good
@@ -7065,8 +7103,8 @@ class Feature:
     def roster_changed(self, owner: JID, contact: JID) -> None:
         """Event: the item of `contact` in `owner`'s roster changed or went."""
 
-    def wants_changed(self, session: Session, new: frozenset[str]) -> None:
-        """Event: it is known of which pubsub nodes the session wants to hear; `new` are those that were added."""
+    def wants_changed(self, receiver: Receiver, new: frozenset[str]) -> None:
+        """Event: it is known of which pubsub nodes a client wants to hear; `new` are those that were added."""
 
     def published(self, owner: JID, node: str, item: PublishedItem) -> None:
         """Event: `owner` has published an item."""
@@ -7099,7 +7137,14 @@ class Feature:
         """Event: add to a disco#info answer what can't be derived: identities, forms."""
 
     def disco_items(self, request: Iq, items: Element) -> None:
-        """Event: add to a disco#items answer."""
+        """Event: add to a disco#items answer; also to one for strangers, who may not know of the account's presence."""
+
+    def disco_node(self, request: Iq, node: str) -> Element | None:
+        """Event: answer disco#info or disco#items about a node of the server or an account; None: it is not mine.
+
+        Raises StanzaError for a node that the asker may not know.
+        """
+        return None
 
 
 EVENTS = tuple(name for name, value in vars(Feature).items() if callable(value) and not name.startswith("_"))
@@ -7296,6 +7341,7 @@ class Fate(Enum):
     KEEP = "to whoever keeps messages for later, else service-unavailable to those in the roster, silence to strangers"
     ANSWER = "answered by the server on behalf of the account"
     TAKE = "taken by the server if it has asked on behalf of the account"
+    NOTE = "noted on behalf of the account, and delivered to nobody"
     SUBSCRIBE = "to the rules of subscriptions (RFC 6121 §3)"
     REFUSE = "service-unavailable"
     DECLINE = "service-unavailable to those who may see the account's presence, silence to strangers"
@@ -7316,9 +7362,9 @@ FATES: Mapping[str, Mapping[Case, Fate]] = {
                           FULL_GONE: Fate.DECLINE},
     "message headline": {NOBODY: Fate.IGNORE, BARE: Fate.EVERY, BARE_AWAY: Fate.IGNORE, FULL: Fate.DELIVER,
                          FULL_GONE: Fate.IGNORE},
-    "message error": {NOBODY: Fate.IGNORE, BARE: Fate.IGNORE, BARE_AWAY: Fate.IGNORE, FULL: Fate.DELIVER,
+    "message error": {NOBODY: Fate.IGNORE, BARE: Fate.NOTE, BARE_AWAY: Fate.NOTE, FULL: Fate.DELIVER,
                       FULL_GONE: Fate.IGNORE},
-    "presence available": {NOBODY: Fate.IGNORE, BARE: Fate.AVAILABLE, BARE_AWAY: Fate.IGNORE, FULL: Fate.DELIVER,
+    "presence available": {NOBODY: Fate.IGNORE, BARE: Fate.AVAILABLE, BARE_AWAY: Fate.NOTE, FULL: Fate.DELIVER,
                            FULL_GONE: Fate.IGNORE},
     "presence subscribe": {NOBODY: Fate.IGNORE, BARE: Fate.SUBSCRIBE, BARE_AWAY: Fate.SUBSCRIBE,
                            FULL: Fate.SUBSCRIBE, FULL_GONE: Fate.SUBSCRIBE},
@@ -7386,6 +7432,7 @@ class Host:
             Fate.KEEP: self._keep,
             Fate.ANSWER: self._answer,
             Fate.TAKE: lambda stanza, to, sessions: self.server.answered(stanza),
+            Fate.NOTE: lambda stanza, to, sessions: None,  # by the features that it arrives at
             Fate.SUBSCRIBE: self._subscribe,
             Fate.REFUSE: self._refuse,
             Fate.DECLINE: self._decline,
@@ -7939,7 +7986,11 @@ class Server:
             connection.start_direct_tls()
 
     def reload(self, config: Config) -> None:
-        """Work with another configuration from now on; nobody is disconnected, except from domains that are gone."""
+        """Work with another configuration from now on; nobody is disconnected, except from domains that are gone.
+
+        Listeners that are not wanted any more let go of their ports at the end of this turn:
+        `listen` again in the next one.
+        """
         assert self.network is not None
         self.config = config
         self.network.reconfigure(config)
@@ -7956,18 +8007,17 @@ class Server:
             event()
         wanted = {(purpose, address) for purpose in LISTENERS for address in getattr(config.listen, purpose)}
         self.network.close_listeners(lambda key: key not in wanted)
-        self.listen()
 
     def shutdown(self, done: Callable[[], None]) -> None:
         """End all streams with system-shutdown, then call `done`; at the latest after SHUTDOWN_TIMEOUT."""
         assert self.network is not None
         network = self.network
         network.close_listeners()
+        network.when_idle(done, SHUTDOWN_TIMEOUT)  # first: whatever goes wrong below, there is an end
         for event in self.registry.listeners("shutting_down"):
             event()
         for stream in list(self.streams):
             stream.fail(StreamError("system-shutdown"))  # RFC 6120 §4.9.3.20
-        network.when_idle(done, SHUTDOWN_TIMEOUT)
 
 
 # ==== 15. Roster, subscriptions, presence (RFC 6121 §2 to §4) ====
@@ -8749,7 +8799,8 @@ class Disco(Feature):
     @iq("get", DISCO_INFO("query"), to="server", who="local remote")
     def server_info(self, request: Iq) -> Payload:
         """§3.1: who we are and what we do; written once [measured: 30 µs of 60 less]."""
-        self._refuse_nodes(request)
+        if request.payload.get("node"):
+            return self._about_node(request, "item-not-found")
         host = request.owner.domain
         if host not in self._server_answers:
             identity = E(DISCO_INFO("identity"), {"category": "server", "type": "im", "name": "xmppd"})
@@ -8760,9 +8811,11 @@ class Disco(Feature):
     @iq("get", DISCO_INFO("query"), to="self account")
     def account_info(self, request: Iq) -> Payload:
         """§8: for those who may see the account's presence; to others it looks as if it didn't exist."""
-        if not self.server.sees(request.sender, request.owner):
+        sees = self.server.sees(request.sender, request.owner)
+        if request.payload.get("node"):
+            return self._about_node(request, "item-not-found" if sees else "service-unavailable")
+        if not sees:
             raise StanzaError("service-unavailable")
-        self._refuse_nodes(request)
         identity = E(DISCO_INFO("identity"), {"category": "account", "type": "registered"})
         return self._info(request, identity, ("self", "account"), "account_features")
 
@@ -8786,16 +8839,17 @@ class Disco(Feature):
     @iq("get", DISCO_ITEMS("query"), to="server", who="local remote")
     def server_items(self, request: Iq) -> Payload:
         """§4.1: the services of this domain, each added by the feature that owns it."""
-        self._refuse_nodes(request)
+        if request.payload.get("node"):
+            return self._about_node(request, "item-not-found")
         return self._items(request)
 
     @iq("get", DISCO_ITEMS("query"), to="self account")
     def account_items(self, request: Iq) -> Payload:
         """§8: the available resources, for those who may know; for others, and for nobody's account, none."""
-        if not self.server.sees(request.sender, request.owner):
-            return E(DISCO_ITEMS("query"), _node_of(request))
-        self._refuse_nodes(request)
-        resources = [session for session in self.server.sessions(request.owner) if session.presence is not None
+        sees = self.server.sees(request.sender, request.owner)
+        if request.payload.get("node"):
+            return self._about_node(request, "item-not-found" if sees else "")
+        resources = [session for session in self.server.sessions(request.owner) if sees and session.presence is not None
                      and not self.server.hides(request.owner, request.sender, session)]  # fmt: skip
         return self._items(request, *(E(DISCO_ITEMS("item"), jid=session.full) for session in resources))
 
@@ -8805,14 +8859,19 @@ class Disco(Feature):
             event(request, items)
         return items
 
-    def _refuse_nodes(self, request: Iq) -> None:
-        """§3.2: nodes are answered by features that have them (a handler with `node=`), any other is unknown."""
-        if request.payload.get("node"):
-            raise StanzaError("item-not-found")
+    def _about_node(self, request: Iq, unknown: str) -> Element:
+        """§3.2, §4.2: nodes are answered by the feature that has them; `unknown` is the error for others, "" none."""
+        for answer in self.server.registry.listeners("disco_node"):
+            found: Element | None = answer(request, request.payload.get("node"))
+            if found is not None:
+                return found
+        if unknown:
+            raise StanzaError(unknown)
+        return E(request.payload.tag, _node_of(request.payload))
 
 
-def _node_of(request: Iq) -> dict[str, str]:
-    node = request.payload.get("node")
+def _node_of(element: Element) -> dict[str, str]:
+    node = element.get("node")
     return {"node": node} if node else {}
 
 
@@ -9269,14 +9328,15 @@ class VCard(Feature):
         C: <iq type='get' id='v1'><vCard xmlns='vcard-temp'/></iq>
         S: <iq type='result' id='v1'><vCard xmlns='vcard-temp'><FN>Juliet</FN></vCard></iq>
 
-    Documents: "vcard", by account: `{"xml": the card, "photo": SHA-1 of its picture in hexadecimal, or ""}`.
+    Documents: "vcard", by account: `{"xml": the card, "photo": SHA-1 of its picture in hexadecimal or "",
+    "public": whether the picture is for everybody}`; if not, it is for those who see the presence.
     """
 
     namespace = VCARD
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
-        self.cards = server.storage.documents("vcard")
+        self.cards = server.storage.documents("vcard", dict)
 
     @iq("get", VCARD("vCard"), to="self")
     def own(self, request: Iq) -> Payload:
@@ -9288,7 +9348,13 @@ class VCard(Feature):
         """§3.3. No card and no account must look the same, or the answer betrays who has an account."""
         if request.owner not in self.cards:
             raise StanzaError("service-unavailable")
-        return self.card(request.owner)
+        card = self.card(request.owner)
+        if not self.cards.item(request.owner, "public") and not self.server.sees(request.sender, request.owner):
+            for photo in card.findall(VCARD("PHOTO")):
+                card.remove(photo)
+            if not len(card):
+                raise StanzaError("service-unavailable")
+        return card
 
     @iq("get", VCARD("vCard"), to="server", who="local remote")
     def of_the_server(self, request: Iq) -> Payload:
@@ -9298,8 +9364,11 @@ class VCard(Feature):
 
     @iq("set", VCARD("vCard"), to="self")
     def set(self, request: Iq) -> Payload:
-        """§3.2: the new card replaces the old one as a whole."""
+        """§3.2: the new card replaces the old one as a whole; the same picture is for the same people."""
+        before, was_public = self.photo(request.owner), self.cards.item(request.owner, "public")
         self.keep(request.owner, request.payload)
+        if not was_public and before and self.photo(request.owner) == before:
+            self.keep(request.owner, request.payload, is_public=False)
         for event in self.server.registry.listeners("vcard_changed"):
             event(request.owner)
         return None
@@ -9315,16 +9384,17 @@ class VCard(Feature):
 
     def photo(self, owner: JID) -> str:
         """Return the SHA-1 of an account's picture in hexadecimal, or ""."""
-        photo: str = self.cards.get(owner, {}).get("photo", "")
+        photo: str = self.cards.item(owner, "photo") or ""
         return photo
 
-    def keep(self, owner: JID, card: Element) -> None:
+    def keep(self, owner: JID, card: Element, *, is_public: bool = True) -> None:
         """Keep a card; raises StanzaError for one that is too big or whose picture is no base64."""
-        xml = serialize(card, CLIENT)
-        if len(xml.encode()) > MAX_VCARD:
-            raise StanzaError("not-acceptable", f"a vCard has at most {MAX_VCARD} bytes")
+        xml, most = serialize(card, CLIENT), self.server.config.limits.vcard
+        if len(xml.encode()) > most:
+            raise StanzaError("not-acceptable", f"a vCard has at most {most} bytes")
         picture = vcard_picture(card)
-        self.cards[owner] = {"xml": xml, "photo": hashlib.sha1(picture).hexdigest() if picture else ""}
+        photo = hashlib.sha1(picture).hexdigest() if picture else ""
+        self.cards[owner] = {"xml": xml, "photo": photo, "public": is_public}
 
 
 def vcard_picture(card: Element) -> bytes:
@@ -9558,7 +9628,7 @@ class Privacy(Feature):
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
-        self.lists = server.storage.documents("privacy")
+        self.lists = server.storage.documents("privacy", dict)
         self._listless: set[JID] = set()  # accounts of which is known that they have no lists
         self._ready: dict[tuple[JID, str], Rules] = {}  # lists made ready, by account and name
         self._sights: list[tuple[Session, Sight]] = []  # from before a change of the roster
@@ -10023,19 +10093,22 @@ class Blocking(Feature):
 # may read and shows by entity capabilities (XEP-0115) that it wants to know, gets it: clients
 # list `NODE+notify` among their features. Nobody has to subscribe, but everybody may.
 #
-# The first half is the engine: `Node` and the rules, values in and values out. `Capabilities`
-# finds out what clients want. `PersonalEventing` is the rim: requests, errors, notifications.
-# Left out: collections, subscription options, and a pubsub service beside the accounts.
+# The engine comes first: `Node` and its rules, values in and values out, and `PubsubStore`.
+# `Capabilities` finds out what clients want. `PersonalEventing` publishes and tells,
+# `NodeSubscriptions` and `NodeOwnership` answer the other requests of XEP-0060. Conversions
+# of avatars and bookmarks, which are known in two ways each, end the chapter.
+#
+# Left out: collections, subscription options and identifiers, a service beside the accounts.
 
-MAX_NODES = 256  # per account; Prosody has no limit, and people had 20 GB of strangers' data
-MAX_ITEMS = 1000  # per node, what `max_items=max` stands for; OMEMO and bookmarks need some hundred
-MAX_ITEM_BYTES = 200 * 1024  # of one payload: a stanza has to carry it, an avatar has some 60 KB
-MAX_PEP_BYTES = 4 * 1024 * 1024  # of all items of an account
-ITEM_OVERHEAD = 150  # bytes that an item takes beside its id and its payload: who, when, where
-MAX_CAPS_CHARACTERS = 4096  # of the names of nodes that one of them wants; the chattiest client has 1,000
-MAX_SUBSCRIBERS = 500  # explicit ones per node: strangers make these
-MAX_CAPS = 2000  # verified capabilities remembered; all clients of the world in all versions are fewer
 MAX_NODE_ID = 512  # characters of a node's or an item's id
+MAX_ITEM_BYTES = 200 * 1024  # of one payload: a stanza has to carry it, an avatar has some 60 KB
+ITEM_OVERHEAD = 200  # bytes that an item takes beside its payload; also empty ones fill an account
+MAX_ANSWER_BYTES = 1024 * 1024  # of items in one answer; far below what may wait for a client (MAX_UNREAD)
+MAX_INDEXED = 1000  # accounts of which the order of the items is in memory: some kilobytes each
+MAX_CAPS = 2000  # verified capabilities remembered; all clients of the world in all versions are fewer
+MAX_WANTED = 8192  # characters of all nodes that one client wants and we remember; the chattiest has 1,000
+MAX_GUESTS = 100  # strangers' resources that have shown themselves to one account
+CAPS_NODE = "urn:x-xmppd"  # names this program in its own capabilities (XEP-0115 §4)
 
 # The items of well-known nodes lie in documents of their own, so that a read marker rewrites no avatar.
 ITEM_KINDS: Mapping[str, str] = {
@@ -10046,10 +10119,8 @@ ITEM_KINDS: Mapping[str, str] = {
     "urn:xmpp:omemo:2:devices": "pep-omemo",
     "urn:xmpp:omemo:2:bundles": "pep-omemo",
 }
+OLD_BUNDLES = "eu.siacs.conversations.axolotl.bundles:"  # one node for each device of the old OMEMO
 OTHER_ITEMS = "pep-items"
-PRIVATE_NODES = frozenset({  # whatever a client forgets to say: these are nobody else's business (threat S57)
-    "urn:xmpp:bookmarks:1", "storage:bookmarks", "urn:xmpp:mds:displayed:0", "http://xmpp.org/extensions/xep-0048.html",
-})  # fmt: skip
 
 ACCESS_MODELS = {
     "open": "Everybody", "presence": "Those who see my presence", "roster": "Contacts in certain groups",
@@ -10061,15 +10132,23 @@ NODE_FORM = FormTemplate(
         Field("pubsub#title", label="Title", value=""),
         Field("pubsub#description", label="Description", value=""),
         Field("pubsub#type", label="Namespace of the payload", value=""),
+        Field("pubsub#node_type", "list-single", "Kind of node", "leaf", {"leaf": "Items"}),
         Field("pubsub#access_model", "list-single", "Who may read?", "presence", ACCESS_MODELS),
         Field("pubsub#roster_groups_allowed", "text-multi", "Groups that may read", []),
         Field("pubsub#publish_model", "list-single", "Who may publish?", "publishers",
               {"publishers": "Publishers", "subscribers": "Subscribers", "open": "Everybody"}),
+        Field("pubsub#subscribe", "boolean", "May anybody subscribe?", True),
         Field("pubsub#persist_items", "boolean", "Keep items?", True),
         Field("pubsub#max_items", "list-single", "How many items are kept?", 1, {"max": "As many as possible"},
-              numbers=range(1, MAX_ITEMS + 1)),
+              numbers=range(1, 1_000_001)),
+        Field("pubsub#item_expire", "list-single", "How long are items kept?", "max", {"max": "As long as possible"}),
+        Field("pubsub#publish_node_full", "list-single", "When the node is full, what happens to the oldest item?",
+              "retract-oldest", {"retract-oldest": "It goes, and subscribers are told",
+                                 "discard-oldest": "It goes silently", "reject": "It stays, the new one is refused"}),
         Field("pubsub#deliver_notifications", "boolean", "Send notifications?", True),
         Field("pubsub#deliver_payloads", "boolean", "With the payload?", True),
+        Field("pubsub#notification_type", "list-single", "As what kind of message?", "headline",
+              {"headline": "Headline", "normal": "Normal"}),
         Field("pubsub#notify_retract", "boolean", "Tell when items are removed?", True),
         Field("pubsub#notify_delete", "boolean", "Tell when the node is deleted?", True),
         Field("pubsub#notify_config", "boolean", "Tell when the configuration changes?", False),
@@ -10079,6 +10158,17 @@ NODE_FORM = FormTemplate(
     title="Configuration of the node",
 )  # fmt: skip
 PUBLISH_OPTIONS = FormTemplate(f"{PUBSUB}#publish-options", NODE_FORM.fields)
+METADATA_FORM = FormTemplate(
+    f"{PUBSUB}#meta-data",
+    [
+        *(replace(one, type="text-single", options={}) for one in NODE_FORM.fields
+          if one.var in ("pubsub#title", "pubsub#description", "pubsub#type", "pubsub#access_model",
+                         "pubsub#publish_model", "pubsub#max_items")),
+        Field("pubsub#creation_date", label="When it was created"),
+        Field("pubsub#owner", "jid-multi", "Owner"),
+        Field("pubsub#num_subscribers", label="Explicit subscribers"),
+    ],
+)  # fmt: skip
 APPROVAL_FORM = FormTemplate(
     f"{PUBSUB}#subscribe_authorization",
     [
@@ -10088,24 +10178,43 @@ APPROVAL_FORM = FormTemplate(
     ],
     title="Somebody wants to subscribe",
 )
-PUBSUB_FEATURES = (
+
+PRIVATE_CONFIG: Mapping[str, Any] = {  # XEP-0402 §3.3, XEP-0490 §4.2
+    "pubsub#access_model": "whitelist", "pubsub#max_items": "max", "pubsub#send_last_published_item": "never",
+}  # fmt: skip
+NODE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    # Whatever a client forgets to say: these are nobody else's business (threat S57).
+    BOOKMARKS: PRIVATE_CONFIG,
+    "urn:xmpp:mds:displayed:0": PRIVATE_CONFIG,
+    OLD_BOOKMARKS: {"pubsub#access_model": "whitelist"},
+    "urn:xmpp:openpgp:0:secret-key": {"pubsub#access_model": "whitelist"},  # XEP-0373 §5.2
+}
+DEFAULT_CONFIGS = {name: {**NODE_FORM.defaults, **special} for name, special in {**NODE_DEFAULTS, "": {}}.items()}
+
+PUBSUB_FEATURES = (  # XEP-0060 §10
     "access-authorize", "access-open", "access-presence", "access-roster", "access-whitelist", "auto-create",
     "auto-subscribe", "config-node", "config-node-max", "create-and-configure", "create-nodes", "delete-items",
-    "delete-nodes", "filtered-notifications", "get-pending", "instant-nodes", "item-ids", "last-published",
-    "manage-subscriptions", "member-affiliation", "meta-data", "modify-affiliations", "multi-items",
-    "outcast-affiliation", "persistent-items", "presence-notifications", "presence-subscribe", "publish",
-    "publish-options", "publisher-affiliation", "purge-nodes", "retract-items", "retrieve-affiliations",
-    "retrieve-default", "retrieve-items", "retrieve-subscriptions", "rsm", "subscribe",
+    "delete-nodes", "filtered-notifications", "instant-nodes", "item-ids", "last-published", "manage-subscriptions",
+    "member-affiliation", "meta-data", "modify-affiliations", "multi-items", "outcast-affiliation",
+    "persistent-items", "presence-notifications", "presence-subscribe", "publish", "publish-node-full",
+    "publish-options", "publisher-affiliation", "pubsub-on-a-jid", "purge-nodes", "retract-items",
+    "retrieve-affiliations", "retrieve-default", "retrieve-items", "retrieve-subscriptions", "rsm", "subscribe",
+    "subscription-notifications",
 )  # fmt: skip
-NODE_AFFILIATIONS = ("outcast", "none", "member", "publisher", "owner")
+NODE_AFFILIATIONS = ("outcast", "none", "member", "publisher")  # an account is the only owner of its nodes
 
 
 def pubsub_error(condition: str, detail: str, text: str = "", **attributes: str) -> StanzaError:
-    """Return an error with one of XEP-0060's own conditions beside the general one (§3.2 of RFC 6120's kind)."""
+    """Return an error with one of XEP-0060's own conditions beside the general one (§11)."""
     return StanzaError(condition, text, application=E(PUBSUB_ERRORS(detail), attributes))
 
 
-# -- the engine
+def unsupported(feature: str) -> StanzaError:
+    """Return the error for what isn't done here (§11)."""
+    return pubsub_error("feature-not-implemented", "unsupported", feature=feature)
+
+
+# -- the engine: nodes
 
 
 @dataclass(slots=True, frozen=True)
@@ -10126,31 +10235,36 @@ class Node:
     config: Mapping[str, Any] = field(default_factory=dict)
     affiliations: Mapping[str, str] = field(default_factory=dict)  # bare JID: affiliation, but for the owner's
     subscriptions: Mapping[str, str] = field(default_factory=dict)  # JID: "subscribed" or "pending"
+    created: str = ""  # stamp
 
     def __getitem__(self, name: str) -> Any:
         """Return a field of the configuration by its short name: `node["access_model"]`."""
         full = f"pubsub#{name}"
-        default = default_node_config(self.name)
-        return self.config.get(full, default[full])
+        return self.config[full] if full in self.config else default_config(self.name)[full]
 
     def to_json(self) -> Json:
         """Return what is stored."""
         return {"config": dict(self.config), "affiliations": dict(self.affiliations),
-                "subscriptions": dict(self.subscriptions)}  # fmt: skip
+                "subscriptions": dict(self.subscriptions), "created": self.created}  # fmt: skip
 
     @classmethod
     def from_json(cls, name: str, stored: Json) -> Node:
         """Return the node that was stored."""
-        return cls(name, stored["config"], stored["affiliations"], stored["subscriptions"])
+        return cls(name, stored["config"], stored["affiliations"], stored["subscriptions"], stored["created"])
+
+    @property
+    def whole_config(self) -> dict[str, Any]:
+        """Every field of the configuration, by its `var`."""
+        return {**default_config(self.name), **self.config}
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody but the account itself can read it (XEP-0223 §2)."""
+        return self["access_model"] == "whitelist" and not set(self.affiliations.values()) & {"member", "publisher"}
 
     def affiliation_of(self, viewer: Viewer) -> str:
         """Return somebody's affiliation with this node (§4.1)."""
         return "owner" if viewer.is_owner else self.affiliations.get(str(viewer.jid.bare), "none")
-
-    def capacity(self) -> int:
-        """Return how many items are kept."""
-        most = self["max_items"]
-        return MAX_ITEMS if most == "max" else int(most)
 
     def subscription_of(self, viewer: Viewer) -> str:
         """Return the best subscription of any of somebody's addresses, or "none"."""
@@ -10158,116 +10272,209 @@ class Node:
         found = {state for jid, state in self.subscriptions.items() if jid.partition("/")[0] == bare}
         return "subscribed" if "subscribed" in found else "pending" if found else "none"
 
-    def check_read(self, viewer: Viewer) -> None:
-        """§4.5, §6.1.3, §6.5.9: raise StanzaError unless `viewer` may read this node."""
+    def refusal(self, viewer: Viewer) -> StanzaError | None:
+        """Return why `viewer` may not read this node (§4.5, §6.1.3, §6.5.9), or None if that is allowed."""
         affiliation = self.affiliation_of(viewer)
         if affiliation == "outcast":
-            raise StanzaError("forbidden")
-        model = self["access_model"]
-        if affiliation in ("owner", "publisher", "member") or model == "open":
-            return
-        if model == "presence" and not viewer.sees:
-            raise pubsub_error("not-authorized", "presence-subscription-required")
-        if model == "roster" and not (viewer.sees and viewer.groups & set(self["roster_groups_allowed"])):
-            raise pubsub_error("not-authorized", "not-in-roster-group")
-        if model == "whitelist":
-            raise pubsub_error("not-allowed", "closed-node")
-        if model == "authorize" and self.subscription_of(viewer) != "subscribed":
-            raise pubsub_error("not-authorized", "not-subscribed")
+            return StanzaError("forbidden")
+        admits, condition, detail = READERS_BY_MODEL[self["access_model"]]
+        is_trusted = affiliation != "none"  # §6.5.1, §12.12: whatever the model
+        return None if is_trusted or admits(self, viewer) else pubsub_error(condition, detail)
+
+    def check_read(self, viewer: Viewer) -> None:
+        """Raise StanzaError unless `viewer` may read this node."""
+        refusal = self.refusal(viewer)
+        if refusal is not None:
+            raise refusal
 
     def may_read(self, viewer: Viewer) -> bool:
         """Tell whether `viewer` may read this node."""
-        try:
-            self.check_read(viewer)
-        except StanzaError:
-            return False
-        return True
+        return self.refusal(viewer) is None
 
     def check_publish(self, viewer: Viewer) -> None:
-        """§7.1.3: raise StanzaError unless `viewer` may publish here."""
+        """§7.1.3.1: raise StanzaError unless `viewer` may publish here."""
         affiliation, model = self.affiliation_of(viewer), self["publish_model"]
         allowed = affiliation in ("owner", "publisher") or (model == "open" and affiliation != "outcast")
         if not allowed and not (model == "subscribers" and self.subscription_of(viewer) == "subscribed"):
             raise StanzaError("forbidden")
 
-
-@functools.lru_cache(maxsize=64)
-def _default_node_config(is_private: bool) -> Mapping[str, Any]:
-    private = {"pubsub#access_model": "whitelist"} if is_private else {}
-    return {**NODE_FORM.defaults, **private}
+    def may_change(self, viewer: Viewer, item: PublishedItem) -> bool:
+        """Tell whether `viewer` may replace or remove an item (§4.1): who isn't named a publisher only their own."""
+        return self.affiliation_of(viewer) in ("owner", "publisher") or item.publisher == viewer.jid.bare
 
 
-def default_node_config(name: str) -> Mapping[str, Any]:
-    """Return the configuration of a node about which nothing was said (XEP-0163 §5, XEP-0223 §5)."""
-    return _default_node_config(name in PRIVATE_NODES)
+READERS_BY_MODEL: Mapping[str, tuple[Callable[[Node, Viewer], bool], str, str]] = {  # else: the two conditions
+    "open": (lambda node, viewer: True, "", ""),
+    "presence": (lambda node, viewer: viewer.sees, "not-authorized", "presence-subscription-required"),
+    "roster": (lambda node, viewer: viewer.sees and bool(viewer.groups & set(node["roster_groups_allowed"])),
+               "not-authorized", "not-in-roster-group"),
+    "authorize": (lambda node, viewer: node.subscription_of(viewer) == "subscribed",
+                  "not-authorized", "not-subscribed"),
+    "whitelist": (lambda node, viewer: False, "not-allowed", "closed-node"),
+}  # fmt: skip
+
+
+def default_config(name: str) -> Mapping[str, Any]:
+    """Return the configuration of a node about which nothing was said (XEP-0163 §5, XEP-0223 §2)."""
+    return DEFAULT_CONFIGS.get(name) or DEFAULT_CONFIGS[""]
 
 
 def unmet_precondition(node: Node, options: Mapping[str, Any]) -> str:
     """Return the first publish option that the node doesn't meet, or "" (§7.1.5)."""
     for name, wanted in options.items():
-        if node[name.removeprefix("pubsub#")] != wanted:
+        found = node[name.removeprefix("pubsub#")]
+        if (set(found) != set(wanted)) if isinstance(wanted, list) else found != wanted:
             return name
     return ""
 
 
+def check_event_type(node: Node, items: Sequence[Element]) -> None:
+    """Raise StanzaError unless the items are what the node is configured for (§4.3, §7.1.3.6, §7.1.3.7).
+
+    A payload of another namespace than `pubsub#type` is laxly taken: XEP-0472 §5 puts the name of a
+    profile there.
+    """
+    if not node["persist_items"] and not node["deliver_payloads"]:
+        if items:
+            raise pubsub_error("bad-request", "item-forbidden")
+        return
+    if not items:
+        raise pubsub_error("bad-request", "item-required")
+    for item in items:
+        if len(item) > 1 or any(not namespace_of(payload.tag) for payload in item):
+            raise pubsub_error("bad-request", "invalid-payload")
+        if not len(item) and node["deliver_payloads"]:
+            raise pubsub_error("bad-request", "payload-required")
+
+
+# -- the engine: items
+
+
 @dataclass(slots=True, frozen=True)
 class PublishedItem:
-    """An item: its id, the payload as XML, who published it and when, and its place in the order."""
+    """An item: its id, the payload as XML, the full JID of who published it, when, and its place in the order."""
 
     id: str
-    xml: str
+    xml: str  # stands for itself: its namespace is declared, whatever is around it
     by: str
     at: str
-    order: int
+    order: int = 0  # given by the store
 
-    def to_element(self, *, namespace: str = "", payload: bool = True) -> Element:
-        """Return `<item/>` in the namespace of an answer or of an event."""
-        item = E(Namespace(namespace or PUBSUB)("item"), id=self.id)
-        if payload and self.xml:
-            item.append(parse_element(self.xml))
-        return item
+    @property
+    def publisher(self) -> JID:
+        """The account that has published it."""
+        return JID.parse(self.by).bare
+
+    @property
+    def size(self) -> int:
+        """How much it counts in what an account may publish."""
+        return len(self.xml.encode()) + len(self.id) + ITEM_OVERHEAD
+
+    def text(self, *, payload: bool = True) -> str:
+        """Return `<item/>` as XML, for an answer or an event."""
+        start = f"<item id='{escape_attribute(self.id)}'"
+        return f"{start}>{self.xml}</item>" if payload and self.xml else f"{start}/>"
+
+
+def fitting_items(items: Sequence[PublishedItem], *, newest: bool) -> Sequence[PublishedItem]:
+    """Return as many items as one answer can hold, from the beginning or, `newest`, from the end; at least one."""
+    room, taken = MAX_ANSWER_BYTES, 0
+    for item in reversed(items) if newest else items:
+        room -= item.size
+        if room < 0 and taken:
+            break
+        taken += 1
+    return items[len(items) - taken :] if newest else items[:taken]
+
+
+class ItemIndex:
+    """The ids of an account's items by node, oldest first, with their sizes: so that nobody has to sort them."""
+
+    def __init__(self, items: Iterable[tuple[str, PublishedItem]]) -> None:
+        self.nodes: dict[str, dict[str, int]] = {}
+        self.cached: dict[str, PublishedItem] = {}  # the latest item of nodes that keep none (§12.10)
+        self.size = self.order = 0
+        for node, item in sorted(items, key=lambda pair: pair[1].order):
+            self.add(node, item)
+
+    def add(self, node: str, item: PublishedItem) -> None:
+        """Note an item as the newest of its node."""
+        self.drop(node, item.id)
+        self.nodes.setdefault(node, {})[item.id] = item.size
+        self.size += item.size
+        self.order = item.order
+
+    def drop(self, node: str, id: str) -> None:
+        """Forget an item, if there is one."""
+        self.size -= self.nodes.get(node, {}).pop(id, 0)
 
 
 class PubsubStore:
     """Where nodes and items lie; the engine's only way to documents.
 
-    Documents: "pep", by account, keyed by node: see `Node.to_json`. Items are in the kinds
-    of `ITEM_KINDS`, keyed by node and item id with a line break between:
-    `{"xml", "by", "at", "order"}`.
+    Documents: "pep", by account, keyed by node: see `Node.to_json`. Items are in the kinds of
+    `ITEM_KINDS`, keyed by node and item id with a line break between, which no node's name
+    contains: `{"xml", "by", "at", "order"}`.
     """
 
     def __init__(self, storage: Storage) -> None:
-        self._nodes = storage.documents("pep")
-        self._items = {kind: storage.documents(kind) for kind in {*ITEM_KINDS.values(), OTHER_ITEMS}}
+        self._nodes = storage.documents("pep", dict)
+        self._items = {kind: storage.documents(kind, dict) for kind in {*ITEM_KINDS.values(), OTHER_ITEMS}}
+        self._indexes: dict[JID, ItemIndex] = {}
 
-    def nodes(self, owner: JID) -> list[str]:
-        """Return the names of an account's nodes."""
-        return list(self._nodes.items(owner))
+    # -- nodes
+
+    def owners(self, domain: str) -> Iterator[JID]:
+        """Yield the accounts that have nodes."""
+        return self._nodes.owners(domain)
+
+    def has_nodes(self, owner: JID) -> bool:
+        """Tell whether an account has any node."""
+        return owner in self._nodes
+
+    def nodes(self, owner: JID) -> Iterator[Node]:
+        """Yield an account's nodes."""
+        for name, stored in self._nodes.items(owner).items():
+            yield Node.from_json(name, stored)
 
     def node(self, owner: JID, name: str) -> Node | None:
         """Return a node, or None."""
         stored = self._nodes.item(owner, name)
         return None if stored is None else Node.from_json(name, stored)
 
+    def count(self, owner: JID) -> int:
+        """Return how many nodes an account has."""
+        return len(self._nodes.items(owner))
+
     def save(self, owner: JID, node: Node) -> None:
-        """Create a node, or keep its new state; raises StanzaError when there are too many."""
-        nodes = self._nodes.items(owner)
-        if node.name not in nodes and len(nodes) >= MAX_NODES:
-            raise StanzaError("resource-constraint", f"an account has room for {MAX_NODES} nodes")
-        self._nodes.put(owner, node.name, node.to_json())
+        """Create a node, or keep its new state."""
+        self._nodes.put(owner, node.name, (node if node.created else replace(node, created=stamp())).to_json())
 
     def delete(self, owner: JID, name: str) -> None:
         """Remove a node with its items."""
-        for item in self.items(owner, name):
-            self.retract(owner, name, item.id)
+        for id in self.ids(owner, name):
+            self.retract(owner, name, id)
+        self._index(owner).cached.pop(name, None)
         self._nodes.put(owner, name, None)
 
-    def items(self, owner: JID, name: str) -> list[PublishedItem]:
-        """Return a node's items, oldest first."""
-        prefix = f"{name}\n"
-        found = [PublishedItem(key[len(prefix) :], **item) for key, item in self._kind(name).items(owner).items()
-                 if key.startswith(prefix)]  # fmt: skip
-        return sorted(found, key=lambda item: item.order)
+    def forget(self, owner: JID) -> None:
+        """The account is about to go, with its documents."""
+        self._indexes.pop(owner, None)
+
+    # -- items
+
+    def ids(self, owner: JID, name: str) -> list[str]:
+        """Return the ids of a node's items, oldest first."""
+        return list(self._index(owner).nodes.get(name, ()))
+
+    def size(self, owner: JID) -> int:
+        """Return how much an account has published."""
+        return self._index(owner).size
+
+    def items(self, owner: JID, name: str, ids: Iterable[str] | None = None) -> list[PublishedItem]:
+        """Return those of a node's items that there are of `ids`, or all of them, oldest first."""
+        wanted = self.ids(owner, name) if ids is None else ids
+        return [item for id in wanted if (item := self.item(owner, name, id)) is not None]
 
     def item(self, owner: JID, name: str, id: str) -> PublishedItem | None:
         """Return one item, or None."""
@@ -10275,83 +10482,148 @@ class PubsubStore:
         return None if stored is None else PublishedItem(id, **stored)
 
     def last(self, owner: JID, name: str) -> PublishedItem | None:
-        """Return the item that was published last, or None."""
-        items = self.items(owner, name)
-        return items[-1] if items else None
+        """Return the item that was published last, or None; of a node that keeps none too, while we remember it."""
+        index = self._index(owner)
+        id = next(reversed(index.nodes.get(name, {})), None)
+        return index.cached.get(name) if id is None else self.item(owner, name, id)
 
-    def publish(self, owner: JID, node: Node, new: Sequence[PublishedItem]) -> None:
-        """Keep items, and drop the oldest beyond the node's capacity (§7.1.2.5); raises StanzaError for too much."""
-        before = sum(len(key) + len(item["xml"]) + ITEM_OVERHEAD
-                     for kind in self._items.values() for key, item in kind.items(owner).items())  # fmt: skip
-        if before + sum(len(item.id) + len(item.xml) + ITEM_OVERHEAD for item in new) > MAX_PEP_BYTES:
-            raise StanzaError("resource-constraint", "the account has published too much")
-        for item in new:
-            stored = {"xml": item.xml, "by": item.by, "at": item.at, "order": item.order}
-            self._kind(node.name).put(owner, f"{node.name}\n{item.id}", stored)
-        items = self.items(owner, node.name)
-        for old in items[: max(0, len(items) - node.capacity())]:
-            self.retract(owner, node.name, old.id)
+    def publish(self, owner: JID, name: str, item: PublishedItem) -> None:
+        """Keep an item, in place of one with the same id; it is the newest (§12.1)."""
+        index = self._index(owner)
+        item = replace(item, order=index.order + 1)
+        stored = {"xml": item.xml, "by": item.by, "at": item.at, "order": item.order}
+        self._kind(name).put(owner, f"{name}\n{item.id}", stored)
+        index.add(name, item)
+
+    def cache(self, owner: JID, name: str, item: PublishedItem) -> None:
+        """Remember the latest item of a node that keeps none, as long as there is memory for it."""
+        self._index(owner).cached[name] = item
 
     def retract(self, owner: JID, name: str, id: str) -> None:
         """Remove one item."""
         self._kind(name).put(owner, f"{name}\n{id}", None)
+        self._index(owner).drop(name, id)
+
+    def _index(self, owner: JID) -> ItemIndex:
+        """Return the order of an account's items; the account asked about last is forgotten last."""
+        index = self._indexes.pop(owner, None) or ItemIndex(self._stored(owner))
+        if len(self._indexes) >= MAX_INDEXED:
+            del self._indexes[next(iter(self._indexes))]
+        self._indexes[owner] = index
+        return index
+
+    def _stored(self, owner: JID) -> Iterator[tuple[str, PublishedItem]]:
+        for documents in self._items.values():
+            for key, stored in documents.items(owner).items():
+                name, _break, id = key.partition("\n")
+                yield name, PublishedItem(id, **stored)
 
     def _kind(self, name: str) -> Documents:
-        return self._items[ITEM_KINDS.get(name.partition(":bundles:")[0], OTHER_ITEMS)]
+        kind = "pep-omemo" if name.startswith(OLD_BUNDLES) else ITEM_KINDS.get(name, OTHER_ITEMS)
+        return self._items[kind]
 
 
 # -- what clients want to hear (XEP-0115)
 
 CAPS_HASHES = {"sha-1": "sha1", "sha-256": "sha256", "sha-512": "sha512"}  # §9.1: sha-1 is a must
+PLUS_NOTIFY = "+notify"
 
 
-def caps_string(info: Element) -> str:
-    """Return the string that is hashed (XEP-0115 §5.1); raises ValueError for an ill-formed answer (§5.4)."""
-    identities = [
-        "/".join((identity.get("category", ""), identity.get("type", ""), identity.get(XML_LANG, ""),
-                  identity.get("name", "")))
-        for identity in info.iter(DISCO_INFO("identity"))
-    ]  # fmt: skip
-    features = [feature.get("var", "") for feature in info.iter(DISCO_INFO("feature"))]
-    forms = [form for form in info.findall(DATA_FORMS("x")) if caps_form_type(form)]
-    types = [caps_form_type(form) for form in forms]
-    for names in (identities, features, types):
-        if len(set(names)) != len(names):
-            raise ValueError("something is said twice")
+class Caps(NamedTuple):
+    """What presence says of a client's capabilities; all empty if nothing."""
+
+    hash: str = ""
+    ver: str = ""
+    node: str = ""
+
+
+class Receiver(Protocol):
+    """Somebody's client that notifications can go to: a `Session` or a `Guest`."""
+
+    jid: JID
+    caps: tuple[str, str, str] | None
+    caps_asked: bool
+    wants: frozenset[str]
+
+
+@dataclass(slots=True)
+class Guest:
+    """A resource that has shown its presence to an account, and is no session of a contact here.
+
+    Contacts on other servers are guests, and so is who sends directed presence (XEP-0060 §9.1.3).
+    """
+
+    jid: JID
+    owner: JID  # the account
+    caps: tuple[str, str, str] | None = None
+    caps_asked: bool = False
+    wants: frozenset[str] = frozenset()
+
+
+def caps_parts(info: Element) -> list[str]:
+    """Return the parts of the string that is hashed, in order (XEP-0115 §5.1).
+
+    Raises ValueError for an answer that is ill-formed (§5.4), or could be read in another way:
+    an identity needs a category and a type (XEP-0030 §3.1), without the slash that ends them.
+    """
+    identities = [caps_identity(identity) for identity in info.iterfind(DISCO_INFO("identity"))]
+    features = [feature.get("var", "") for feature in info.iterfind(DISCO_INFO("feature"))]
+    forms = {}
+    for form in info.iterfind(DATA_FORMS("x")):
+        if kind := caps_form_type(form):
+            if kind in forms:
+                raise ValueError("two forms of one kind")
+            forms[kind] = form
+    if len(set(identities)) != len(identities) or len(set(features)) != len(features):
+        raise ValueError("something is said twice")
     parts = sorted(identities, key=str.encode) + sorted(features, key=str.encode)
-    for form in sorted(forms, key=lambda form: caps_form_type(form).encode()):
-        parts.append(caps_form_type(form))
-        fields = [one for one in form.findall(DATA_FORMS("field")) if one.get("var") != "FORM_TYPE"]
-        for one in sorted(fields, key=lambda one: one.get("var", "").encode()):
-            parts.append(one.get("var", ""))
-            parts += sorted((value.text or "" for value in one.findall(DATA_FORMS("value"))), key=str.encode)
-    return "".join(f"{part}<" for part in parts)
+    for kind in sorted(forms, key=str.encode):
+        parts += [kind, *caps_form_parts(forms[kind])]
+    return [part.replace("<", "&lt;") for part in parts]  # §5.1: "<" is nothing but the end of a part
+
+
+def caps_identity(identity: Element) -> str:
+    """Return `category/type/lang/name`; raises ValueError."""
+    category, kind, lang = identity.get("category", ""), identity.get("type", ""), identity.get(XML_LANG, "")
+    if not category or not kind or "/" in category + kind + lang:
+        raise ValueError("no identity")
+    return "/".join((category, kind, lang, identity.get("name", "")))
 
 
 def caps_form_type(form: Element) -> str:
     """Return a form's hidden FORM_TYPE, or "" (then the form doesn't count); raises ValueError for several."""
-    for one in form.findall(DATA_FORMS("field")):
-        if one.get("var") == "FORM_TYPE" and one.get("type") == "hidden":
-            values = {value.text or "" for value in one.findall(DATA_FORMS("value"))}
+    for one in form.iterfind(DATA_FORMS("field")):
+        if one.get("var") == FORM_TYPE and one.get("type") == "hidden":
+            values = set(form_texts(one, "value"))
             if len(values) != 1:
                 raise ValueError("several values of FORM_TYPE")
             return values.pop()
     return ""
 
 
-def verifies_caps(info: Element, algorithm: str, ver: str) -> bool:
-    """Whether a disco#info answer has the hash that was announced (XEP-0115 §5.4): else it could poison a cache."""
-    try:
-        digest = hashlib.new(CAPS_HASHES[algorithm], caps_string(info).encode()).digest()
-    except ValueError:
-        return False
-    return hmac.compare_digest(base64.b64encode(digest), ver.encode())
+def caps_form_parts(form: Element) -> list[str]:
+    """Return the names and values of a form's fields, in order."""
+    fields = [(one.get("var", ""), form_texts(one, "value")) for one in form.iterfind(DATA_FORMS("field"))]
+    parts = []
+    for var, values in sorted(fields, key=lambda pair: pair[0].encode()):
+        if var != FORM_TYPE:
+            parts += [var, *sorted(values, key=str.encode)]
+    return parts
 
 
-def wanted_nodes(info: Element) -> list[str]:
-    """Return the nodes that a client wants to be notified of: its features that end in `+notify`."""
-    features = (feature.get("var", "") for feature in info.iter(DISCO_INFO("feature")))
-    return sorted({name.removesuffix("+notify") for name in features if name.endswith("+notify")})
+def caps_hash(parts: Iterable[str], algorithm: str) -> str:
+    """Return the verification string (XEP-0115 §5.1); `algorithm` is one of `CAPS_HASHES`."""
+    text = "".join(f"{part}<" for part in parts)
+    return base64.b64encode(hashlib.new(CAPS_HASHES[algorithm], text.encode()).digest()).decode()
+
+
+def wanted_nodes(parts: Iterable[str]) -> list[str]:
+    """Return the nodes that a client wants to be notified of.
+
+    They are read from the very string that was hashed, not from the features: there are other
+    answers with the same string (§9.3), but what all of them want is the same.
+    """
+    return sorted({part.removesuffix(PLUS_NOTIFY) for part in parts if part.endswith(PLUS_NOTIFY)})
 
 
 class Capabilities(Feature):
@@ -10360,79 +10632,167 @@ class Capabilities(Feature):
         C: <presence><c xmlns='http://jabber.org/protocol/caps' hash='sha-1' node='…' ver='Qgay…='/></presence>
         S: <iq type='get' …><query xmlns='http://jabber.org/protocol/disco#info' node='…#Qgay…='/></iq>
 
-    Documents: "caps", by host: keyed by `HASH VER`, the nodes wanted, once the hash is verified.
-    A client without caps is asked directly, once there is anything that it could be notified
-    of, and the answer holds for its session only.
+    Documents: "caps", by the first host, keyed by `HASH VER`: the nodes wanted, once the hash is
+    verified. A client without capabilities is asked directly, when there is something that it
+    could be notified of, and the answer holds for its session only.
     """
 
     namespace = CAPS
     server_features = (CAPS,)
-    account_features = (CAPS,)
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
-        self._known = server.storage.documents("caps")
-        self._owner = JID("", server.config.hosts[0], "")
+        self._known = server.storage.documents("caps", dict)
+        self._keeper = JID("", server.config.hosts[0], "")
+        self._guests: dict[JID, dict[JID, Guest]] = {}
+        self._own: dict[str, str] = {}  # the server's own hash, by host
+
+    # -- who is there
 
     def presence_changed(self, session: Session, old: Stanza | None, new: Stanza | None) -> None:
         """§6.2: look the hash up, or ask; nothing to do while it stays the same."""
         if new is None:
             session.caps, session.wants = None, frozenset()
+        else:
+            self._hear(session, new)
+
+    def arriving(self, owner: JID, stanza: Stanza) -> Stanza | None:
+        """XEP-0060 §9.1, §9.2: presence from other servers, and from strangers."""
+        if stanza.tag == PRESENCE and stanza.get("type") in (None, "unavailable"):
+            sender = JID.parse(stanza.get("from", ""))
+            if not (sender.domain in self.server.config.hosts and self.server.sees(sender, owner)):
+                self._meet(owner, sender, stanza)
+        return stanza
+
+    def _meet(self, owner: JID, sender: JID, presence: Stanza) -> None:
+        guests = self._guests.get(owner, {})
+        if presence.get("type") is not None:
+            guests.pop(sender, None)
+            if not guests:
+                self._guests.pop(owner, None)
+        elif sender in guests:
+            self._hear(guests[sender], presence)
+        elif presence.find(MUC_USER("x")) is None and self._has_room(owner, sender, guests):
+            guest = self._guests.setdefault(owner, {})[sender] = Guest(sender, owner)
+            self._hear(guest, presence)
+
+    def _has_room(self, owner: JID, sender: JID, guests: Mapping[JID, Guest]) -> bool:
+        """Whether one more guest is remembered; contacts are never crowded out by strangers."""
+        if sender.is_bare:
+            return False
+        if self.server.sees(sender, owner):
+            return sum(1 for jid in guests if jid.bare == sender.bare) < self.server.config.limits.resources
+        return sum(1 for jid in guests if not self.server.sees(jid, owner)) < MAX_GUESTS
+
+    def guests(self, owner: JID) -> Sequence[Guest]:
+        """Return the resources that have shown their presence to an account, beside its contacts' sessions here."""
+        return tuple(self._guests.get(owner, {}).values())
+
+    def account_removed(self, owner: JID) -> None:
+        """Nobody is a guest of the next owner of the name."""
+        self._guests.pop(owner, None)
+
+    # -- what they want
+
+    def _hear(self, receiver: Receiver, presence: Stanza) -> None:
+        element = presence.find(CAPS("c"))
+        if element is None and receiver.caps is not None:
+            return  # §8.4: said once is enough
+        caps = Caps(*(element.get(name, "") for name in Caps._fields)) if element is not None else Caps()
+        if receiver.caps == caps:
             return
-        caps = new.find(CAPS("c"))
-        ver = (caps.get("hash", ""), caps.get("ver", ""), caps.get("node", "")) if caps is not None else ("", "", "")
-        if session.caps == ver:
-            return
-        session.caps, session.caps_asked = ver, False
-        known = self._known.item(self._owner, f"{ver[0]} {ver[1]}") if ver[0] in CAPS_HASHES else None
+        receiver.caps, receiver.caps_asked = caps, False
+        known = self._known.item(self._keeper, f"{caps.hash} {caps.ver}") if caps.hash in CAPS_HASHES else None
         if known is not None:
-            session.caps_asked = True
-            self._learn(session, known)
-        elif caps is not None:
-            self.ask(session)
+            receiver.caps_asked = True
+            self._learn(receiver, known)
+        elif element is not None:
+            self.ask(receiver)
 
-    def ask(self, session: Session) -> None:
+    def ask(self, receiver: Receiver) -> None:
         """Ask a client what it wants, unless that was done or it is unavailable."""
-        if session.caps is None or session.caps_asked:
+        if receiver.caps is None or receiver.caps_asked:
             return
-        session.caps_asked = True
-        algorithm, ver, node = session.caps
-        about = {"node": f"{node}#{ver}"} if algorithm else {}  # §5.4: a legacy `ver` without hash names no node
-        then = functools.partial(self._answered, session, session.caps)
-        self.server.ask(str(session.bare), session.jid, E(DISCO_INFO("query"), about), then)
+        receiver.caps_asked = True
+        caps = Caps(*receiver.caps)
+        about = {"node": f"{caps.node}#{caps.ver}"} if caps.hash else {}  # §5.4: a `ver` without hash is ignored
+        asker = receiver.owner if isinstance(receiver, Guest) else receiver.jid.bare
+        then = functools.partial(self._answered, receiver, caps)
+        self.server.ask(str(asker), receiver.jid, E(DISCO_INFO("query"), about), then)
 
-    def _answered(self, session: Session, ver: tuple[str, str, str], answer: Stanza | None) -> None:
-        if answer is None or answer.get("type") != "result" or session.caps != ver or not len(answer):
+    def _answered(self, receiver: Receiver, caps: Caps, answer: Stanza | None) -> None:
+        """§5.4: only what has the hash is believed and remembered, or it would poison the cache (threat S47)."""
+        if answer is None or answer.get("type") != "result" or receiver.caps != caps or not len(answer):
             return
-        info = answer[0]
-        if ver[0] in CAPS_HASHES:
-            if not verifies_caps(info, ver[0], ver[1]):
-                return  # threat S47
-            self._remember(f"{ver[0]} {ver[1]}", wanted_nodes(info))
-        self._learn(session, wanted_nodes(info))
+        try:
+            parts = caps_parts(answer[0])
+        except ValueError:
+            return
+        if caps.hash in CAPS_HASHES:
+            if caps_hash(parts, caps.hash) != caps.ver:
+                return
+            self._remember(f"{caps.hash} {caps.ver}", wanted_nodes(parts))
+        self._learn(receiver, wanted_nodes(parts))
 
     def _remember(self, key: str, nodes: Sequence[str]) -> None:
-        if sum(map(len, nodes)) > MAX_CAPS_CHARACTERS:
+        if self.server.storage.failed or sum(map(len, nodes)) > MAX_WANTED:
             return  # it holds for this session all the same
-        known = self._known.items(self._owner)
-        if len(known) >= MAX_CAPS:
-            self._known.put(self._owner, next(iter(known)), None)
-        self._known.put(self._owner, key, list(nodes))
+        known = self._known.items(self._keeper)
+        if key not in known and len(known) >= MAX_CAPS:
+            self._known.put(self._keeper, next(iter(known)), None)
+        self._known.put(self._keeper, key, list(nodes))
 
-    def _learn(self, session: Session, nodes: Sequence[str]) -> None:
-        old, session.wants = session.wants, frozenset(nodes)
-        for event in self.server.registry.listeners("wants_changed"):
-            event(session, session.wants - old)
+    def _learn(self, receiver: Receiver, nodes: Sequence[str]) -> None:
+        old, receiver.wants = receiver.wants, frozenset(nodes)
+        if receiver.wants - old:
+            for event in self.server.registry.listeners("wants_changed"):
+                event(receiver, receiver.wants - old)
+
+    # -- our own (§6.3)
+
+    def offer(self, stream: ClientStream) -> Element | None:
+        """§6.3: a client that knows us already need not ask."""
+        if stream.state is not StreamState.AUTHENTICATED:
+            return None
+        return E(CAPS("c"), {"hash": "sha-1", "node": CAPS_NODE, "ver": self._own_hash(stream.host)})
+
+    def _own_hash(self, host: str) -> str:
+        if host not in self._own:
+            self._own[host] = caps_hash(caps_parts(self._own_info(host)), "sha-1")
+        return self._own[host]
+
+    def _own_info(self, host: str) -> Element:
+        us = JID("", host, "")
+        request = Iq(Stanza(IQ), E(DISCO_INFO("query")), self.server, us, us)
+        info = self.server.registry.feature(Disco).server_info(request)
+        assert isinstance(info, str)
+        return parse_element(info)
+
+    def disco_node(self, request: Iq, node: str) -> Element | None:
+        """§6.3: what the hash stands for."""
+        host = request.owner.domain
+        is_ours = not request.owner.local and request.payload.tag == DISCO_INFO("query")
+        if not is_ours or node != f"{CAPS_NODE}#{self._own_hash(host)}":
+            return None
+        info = self._own_info(host)
+        info.set("node", node)
+        return info
+
+    def reloaded(self) -> None:
+        """Another configuration may bring other features."""
+        self._own.clear()
 
 
-# -- the rim
+# -- publishing and telling
+
 
 class PersonalEventing(Feature):
-    """Personal Eventing Protocol (XEP-0163): publish-subscribe (XEP-0060) for each account.
+    """Personal Eventing Protocol (XEP-0163): publish-subscribe for each account, told to whoever wants to know.
 
         C: <iq type='set' id='p1'><pubsub xmlns='http://jabber.org/protocol/pubsub'>
-             <publish node='http://jabber.org/protocol/mood'><item/></publish></pubsub></iq>
+             <publish node='http://jabber.org/protocol/mood'><item><mood …/></item></publish></pubsub></iq>
         S: <iq type='result' id='p1'><pubsub …><publish node='…'><item id='…'/></publish></pubsub></iq>
+        S: <message from='juliet@example.org' to='…' type='headline'><event …><items node='…'>…</items></event>…
     """
 
     namespace = PUBSUB
@@ -10441,6 +10801,7 @@ class PersonalEventing(Feature):
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.store = PubsubStore(server.storage)
+        self._before: dict[tuple[JID, JID], Viewer] = {}  # what a contact was before a change of the roster
 
     # -- who asks for what
 
@@ -10452,7 +10813,11 @@ class PersonalEventing(Feature):
         sees = item.get("subscription") in ("from", "both")
         return Viewer(jid, is_owner=False, sees=sees, groups=frozenset(item.get("groups", ())))
 
-    def _node(self, request: Iq, element: Element) -> Node:
+    def asker(self, request: Iq) -> Viewer:
+        """Return what the account that is asked knows of who asks."""
+        return self.viewer(request.owner, request.sender)
+
+    def existing_node(self, request: Iq, element: Element) -> Node:
         """Return the node that a request is about; raises StanzaError.
 
         To a stranger a node that isn't there looks like an account that isn't there (threat S58).
@@ -10462,35 +10827,27 @@ class PersonalEventing(Feature):
             raise pubsub_error("bad-request", "nodeid-required")
         node = self.store.node(request.owner, name)
         if node is None:
-            known = self.viewer(request.owner, request.sender).sees
-            raise StanzaError("item-not-found" if known else "service-unavailable")
+            raise StanzaError("item-not-found" if self.asker(request).sees else "service-unavailable")
         return node
-
-    def _owned(self, request: Iq, element: Element) -> Node:
-        if request.sender.bare != request.owner:
-            raise StanzaError("forbidden")  # §14.2
-        return self._node(request, element)
 
     # -- publishing (§7.1)
 
     @iq("set", PUBSUB("pubsub"), PUBSUB("publish"), to="self account")
     def publish(self, request: Iq) -> Payload:
-        """§7.1: check, create the node if need be, keep, notify; the ids of the items come back."""
-        element = request.payload.find(PUBSUB("publish"))
-        assert element is not None
+        """§7.1: check all, create the node if need be, keep, answer with the ids of the items, tell."""
+        owner, element = request.owner, inner_element(request, PUBSUB("publish"))
         options = self._publish_options(request.payload)
         node, is_new = self._node_to_publish(request, element, options)
-        items = self._read_items(request, element, node)
+        found = element.findall(PUBSUB("item"))
+        check_event_type(node, found)
+        items = [self._read_item(request, item) for item in found]
         if not is_new and (unmet := unmet_precondition(node, options)):
             raise pubsub_error("conflict", "precondition-not-met", f"{unmet} is not as you want it")
+        self._check_items(request, node, items)
         if is_new:
-            self.store.save(request.owner, node)
-        if node["persist_items"]:
-            self.store.publish(request.owner, node, items)
-        self.notify_items(request.owner, node, items, publisher=request.sender)
-        for event in self.server.registry.listeners("published"):
-            for item in items:
-                event(request.owner, node.name, item)
+            self.store.save(owner, node)
+        lost = self._keep(owner, node, items)
+        request.afterwards(lambda: self._published(owner, node, items, lost))
         ids = (E(PUBSUB("item"), id=item.id) for item in items)
         return E(PUBSUB("pubsub"), None, E(PUBSUB("publish"), {"node": node.name}, *ids))
 
@@ -10500,341 +10857,568 @@ class PersonalEventing(Feature):
         if form is None:
             return {}
         known = {one.var for one in PUBLISH_OPTIONS.fields}
-        unknown = [one.var for one in form.fields if one.var not in known and one.var != "FORM_TYPE"]
+        unknown = [one.var for one in form.fields if one.var not in known and one.var != FORM_TYPE]
         if unknown:
             raise pubsub_error("conflict", "precondition-not-met", f"{unknown[0]} is not known here")
         return PUBLISH_OPTIONS.read(form) or {}
 
     def _node_to_publish(self, request: Iq, element: Element, options: Mapping[str, Any]) -> tuple[Node, bool]:
-        name = element.get("node")
-        if not name or len(name) > MAX_NODE_ID:
+        """Return the node, and whether it is still to be created (XEP-0163 §3)."""
+        name, viewer = element.get("node"), self.asker(request)
+        if not name:
             raise pubsub_error("bad-request", "nodeid-required")
-        viewer = self.viewer(request.owner, request.sender)
         node = self.store.node(request.owner, name)
         if node is not None:
             node.check_publish(viewer)
             return node, False
         if not viewer.is_owner:
             raise StanzaError("forbidden" if viewer.sees else "service-unavailable")
-        return Node(name, dict(options)), True  # XEP-0163 §3: auto-create
+        self.check_new(request.owner, name, options)
+        return Node(name, options), True
 
-    def _read_items(self, request: Iq, element: Element, node: Node) -> list[PublishedItem]:
-        found = element.findall(PUBSUB("item"))
-        if not found:
-            raise pubsub_error("bad-request", "item-required")
-        if len(found) > node.capacity():
-            raise pubsub_error("not-allowed", "max-items-exceeded")  # §12.11: all or nothing
-        last = self.store.last(request.owner, node.name)
-        order = count(last.order + 1 if last else 1)
-        return [self._read_item(request, item, next(order)) for item in found]
+    def check_new(self, owner: JID, name: str, config: Mapping[str, Any]) -> None:
+        """Raise StanzaError unless an account may have a node of this name and configuration."""
+        most = self.server.config.limits.pep_nodes
+        if self.store.count(owner) >= most:
+            raise StanzaError("resource-constraint", f"an account has room for {most} nodes")
+        if len(name) > MAX_NODE_ID or "\n" in name:
+            raise StanzaError("not-acceptable", f"a node's name is one line of at most {MAX_NODE_ID} characters")
+        self.check_config(config)
 
-    def _read_item(self, request: Iq, item: Element, order: int) -> PublishedItem:
-        if len(item) > 1:
-            raise pubsub_error("bad-request", "invalid-payload")
-        if not len(item):
-            raise pubsub_error("bad-request", "payload-required")
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Raise StanzaError for more than this server keeps."""
+        most, wanted = self.server.config.limits.pep_items, config.get("pubsub#max_items", 1)
+        if wanted != "max" and wanted > most:
+            raise StanzaError("not-acceptable", f"pubsub#max_items: expected at most {most}, or max")
+
+    def _read_item(self, request: Iq, item: Element) -> PublishedItem:
         id = item.get("id") or secrets.token_urlsafe(12)
-        xml = serialize(item[0], CLIENT)
-        if len(xml) > MAX_ITEM_BYTES:
+        xml = serialize(item[0]) if len(item) else ""
+        if len(xml.encode()) > MAX_ITEM_BYTES:
             raise pubsub_error("not-acceptable", "payload-too-big")
         if len(id) > MAX_NODE_ID:
             raise StanzaError("not-acceptable", "the item's id is too long")
-        return PublishedItem(id, xml, str(request.sender.bare), stamp(), order)
+        return PublishedItem(id, xml, str(request.sender), stamp())
 
-    @iq("set", PUBSUB("pubsub"), PUBSUB("retract"), to="self account")
-    def retract(self, request: Iq) -> Payload:
-        """§7.2: remove items, and say so when the node or the client wants it."""
-        element = request.payload.find(PUBSUB("retract"))
-        assert element is not None
-        node = self._node(request, element)
-        node.check_publish(self.viewer(request.owner, request.sender))
-        ids = [item.get("id") for item in element.findall(PUBSUB("item"))]
-        if not ids or not all(ids):
-            raise pubsub_error("bad-request", "item-required")
-        for id in ids:
-            if self.store.item(request.owner, node.name, id or "") is None:
-                raise StanzaError("item-not-found")
-        for id in ids:
-            self.store.retract(request.owner, node.name, id or "")
-        if node["notify_retract"] or element.get("notify") in ("1", "true"):
-            self.notify_retracted(request.owner, node.name, [id or "" for id in ids])
-        for event in self.server.registry.listeners("retracted"):
-            event(request.owner, node.name, ids)
-        return None
+    def _check_items(self, request: Iq, node: Node, items: Sequence[PublishedItem]) -> None:
+        """§7.1.3, §12.11: all of the items, or none of them."""
+        capacity = self._capacity(node)
+        if len(items) > capacity:
+            raise pubsub_error("not-allowed", "max-items-exceeded")
+        if not node["persist_items"]:
+            return
+        known = self.store.items(request.owner, node.name, [item.id for item in items])
+        viewer = self.asker(request)
+        if not all(node.may_change(viewer, item) for item in known):
+            raise StanzaError("forbidden", "the item is somebody else's")
+        new = {item.id for item in items} - {item.id for item in known}
+        after = len(self.store.ids(request.owner, node.name)) + len(new)
+        if node["publish_node_full"] == "reject" and after > capacity:
+            raise pubsub_error("conflict", "node-full")
+        self._check_room(request.owner, sum(item.size for item in items) - sum(item.size for item in known))
+
+    def _check_room(self, owner: JID, more: int) -> None:
+        if self.store.size(owner) + more > self.server.config.limits.pep_bytes:
+            raise StanzaError("resource-constraint", "the account has published too much")
+
+    def _capacity(self, node: Node) -> int:
+        most, wanted = self.server.config.limits.pep_items, node["max_items"]
+        return most if wanted == "max" else min(wanted, most)
+
+    def _keep(self, owner: JID, node: Node, items: Sequence[PublishedItem]) -> list[str]:
+        """Keep items as the node wants it; return the ids of those that have lost their place (§7.1.2.5)."""
+        if not node["persist_items"]:
+            for item in items:
+                self.store.cache(owner, node.name, item)
+            return []
+        for item in items:
+            self.store.publish(owner, node.name, item)
+        return self._trim(owner, node)
+
+    def _trim(self, owner: JID, node: Node) -> list[str]:
+        ids, capacity = self.store.ids(owner, node.name), self._capacity(node) if node["persist_items"] else 0
+        lost = ids[: max(0, len(ids) - capacity)]
+        for id in lost:
+            self.store.retract(owner, node.name, id)
+        return lost
+
+    def _published(self, owner: JID, node: Node, items: Sequence[PublishedItem], lost: Sequence[str]) -> None:
+        """Tell, once it is answered. Where there is one item only, everybody knows that the old one is gone."""
+        if lost and self._capacity(node) > 1 and node["publish_node_full"] == "retract-oldest":
+            self.tell_retracted(owner, node, lost)
+        self.tell_items(owner, node, items)
+        self._announce("retracted", owner, node.name, lost)
+        for item in items:
+            self._announce("published", owner, node.name, item)
+
+    def _announce(self, event: str, owner: JID, node: str, what: PublishedItem | Sequence[str]) -> None:
+        for listener in self.server.registry.listeners(event) if what else ():
+            listener(owner, node, what)
 
     def publish_for(self, owner: JID, name: str, items: Mapping[str, Element], config: Mapping[str, Any]) -> None:
         """Publish in the name of an account, as the conversions do; a new node gets this configuration.
 
-        Where there is no room it doesn't happen: what is converted is stored already, and must not be refused.
+        Raises StanzaError when there is no room.
         """
-        node = self.store.node(owner, name) or Node(name, dict(config))
-        last = self.store.last(owner, name)
-        order = count(last.order + 1 if last else 1)
-        made = [PublishedItem(id, serialize(payload, CLIENT), str(owner), stamp(), next(order))
-                for id, payload in items.items()]  # fmt: skip
-        try:
+        node = self.store.node(owner, name)
+        made = [PublishedItem(id, serialize(payload), str(owner), stamp()) for id, payload in items.items()]
+        if node is None:
+            self.check_new(owner, name, config)
+        self._check_room(owner, sum(item.size for item in made))
+        if node is None:
+            node = Node(name, config)
             self.store.save(owner, node)
-            self.store.publish(owner, node, made)
-        except StanzaError as error:
-            return log.info("%s: %s cannot be written (%s)", owner, name, error.text)
-        self.notify_items(owner, node, made)
+        lost = self._keep(owner, node, made)
+        if lost and self._capacity(node) > 1:
+            self.tell_retracted(owner, node, lost)
+        self.tell_items(owner, node, made)
+
+    # -- removing (§7.2)
+
+    @iq("set", PUBSUB("pubsub"), PUBSUB("retract"), to="self account")
+    def retract(self, request: Iq) -> Payload:
+        """§7.2: remove items, and say so when the node or the client wants it; all, or none of them."""
+        owner, element = request.owner, inner_element(request, PUBSUB("retract"))
+        node, viewer = self.existing_node(request, element), self.asker(request)
+        ids = [item.get("id", "") for item in element.iterfind(PUBSUB("item"))]
+        if not ids or not all(ids):
+            raise pubsub_error("bad-request", "item-required")
+        if not viewer.is_owner:
+            node.check_publish(viewer)  # first: whether there is such an item is not for everybody
+        if not node["persist_items"]:
+            raise unsupported("persistent-items")
+        found = [self.store.item(owner, node.name, id) for id in ids]
+        for item in found:
+            if item is None:
+                raise StanzaError("item-not-found")
+            if not node.may_change(viewer, item):
+                raise StanzaError("forbidden")
+        self.remove(owner, node, ids)
+        is_told = node["notify_retract"] or element.get("notify") in ("1", "true")
+        request.afterwards(lambda: self._removed(owner, node, ids, is_told=is_told))
+        return None
+
+    def remove(self, owner: JID, node: Node, ids: Iterable[str]) -> None:
+        """Remove items (checked)."""
+        for id in ids:
+            self.store.retract(owner, node.name, id)
+
+    def _removed(self, owner: JID, node: Node, ids: Sequence[str], *, is_told: bool) -> None:
+        if is_told:
+            self.tell_retracted(owner, node, ids)
+        self._announce("retracted", owner, node.name, ids)
+
+    def empty(self, owner: JID, node: Node) -> None:
+        """Remove all items of a node; only the conversions hear of it here."""
+        ids = self.store.ids(owner, node.name)
+        self.remove(owner, node, ids)
+        self._announce("retracted", owner, node.name, ids)
 
     # -- reading (§6.5)
 
     @iq("get", PUBSUB("pubsub"), PUBSUB("items"), to="self account")
     def items(self, request: Iq) -> Payload:
         """§6.5: all items, the latest few, some by id, or a page."""
-        element = request.payload.find(PUBSUB("items"))
-        assert element is not None
-        node = self._node(request, element)
-        node.check_read(self.viewer(request.owner, request.sender))
-        wanted = [item.get("id", "") for item in element.findall(PUBSUB("item"))]
+        owner, element = request.owner, inner_element(request, PUBSUB("items"))
+        node = self.existing_node(request, element)
+        node.check_read(self.asker(request))
+        wanted = [item.get("id", "") for item in element.iterfind(PUBSUB("item"))]
         if wanted:
-            found = [self.store.item(request.owner, node.name, id) for id in wanted]
-            return self._items_answer(node, [item for item in found if item is not None])
-        items = self.store.items(request.owner, node.name)
-        if (most := element.get("max_items")) is not None:
-            if not most.isascii() or not most.isdigit():
+            return self._items_answer(node, self._by_id(owner, node, wanted))
+        ids, most = self.store.ids(owner, node.name), element.get("max_items")
+        if most is not None:
+            if not re.fullmatch("[0-9]{1,9}", most):
                 raise StanzaError("bad-request", "max_items is a whole number")
-            items = items[max(0, len(items) - int(most[:9])) :]
-        if request.payload.find(RSM("set")) is None:
-            return self._items_answer(node, items)
-        shown, pages = page(request.payload, [(item.id, item) for item in items])
-        return self._items_answer(node, [item for _id, item in shown], pages)
+            ids = ids[max(0, len(ids) - int(most)) :]
+        if not ids and not node["persist_items"]:
+            cached = self.store.last(owner, node.name)
+            return self._items_answer(node, [cached] if cached is not None else [])  # §6.5.5
+        return self._items_answer(node, *self._some(owner, node, request.payload, ids))
 
-    def _items_answer(self, node: Node, items: Iterable[PublishedItem], pages: Element | None = None) -> Element:
-        elements = (item.to_element() for item in items)
-        return E(PUBSUB("pubsub"), None, E(PUBSUB("items"), {"node": node.name}, *elements), pages)
+    def _by_id(self, owner: JID, node: Node, wanted: Iterable[str]) -> Sequence[PublishedItem]:
+        found = self.store.items(owner, node.name, dict.fromkeys(wanted))  # nobody gets one a thousand times
+        if len(fitting_items(found, newest=False)) < len(found):
+            raise StanzaError("policy-violation", "ask for fewer items at a time")
+        return found
 
-    # -- subscriptions (§6.1, §6.2, §5.6)
+    def _some(self, owner: JID, node: Node, payload: Element,
+              ids: Sequence[str]) -> tuple[Sequence[PublishedItem], Element | None]:  # fmt: skip
+        """§6.5.4: a page if one is asked for, else all; if they are too many, the newest."""
+        asked = payload.find(RSM("set"))
+        newest, pages = True, None
+        if asked is not None:
+            shown, pages = page(payload, [(id, id) for id in ids])
+            found = self.store.items(owner, node.name, (id for id, _item in shown))
+            newest = asked.find(RSM("before")) is not None
+        else:
+            found = self.store.items(owner, node.name, ids)
+        fitting = fitting_items(found, newest=newest)
+        if len(fitting) < len(found):
+            pages = page_answer(fitting[0].id, fitting[-1].id, ids.index(fitting[0].id), len(ids))
+        return fitting, pages
+
+    @staticmethod
+    def _items_answer(node: Node, items: Iterable[PublishedItem], pages: Element | None = None) -> str:
+        """What lies in documents as XML needn't be parsed to be sent."""
+        listed = items_text(node, "".join(item.text() for item in items))
+        return f"<pubsub xmlns='{PUBSUB}'>{listed}{'' if pages is None else serialize(pages)}</pubsub>"
+
+    # -- telling (XEP-0163 §4.3)
+
+    def tell_items(self, owner: JID, node: Node, items: Sequence[PublishedItem]) -> None:
+        """Tell all who want to know of new items; of a node without items, that something has happened (§4.3)."""
+        if node["deliver_notifications"]:
+            text = "".join(item.text(payload=node["deliver_payloads"]) for item in items)
+            publisher = JID.parse(items[-1].by) if items else owner
+            self.tell(owner, node, items_text(node, text), publisher)
+
+    def tell_retracted(self, owner: JID, node: Node, ids: Iterable[str]) -> None:
+        """Tell all who want to know that items are gone (§7.2.2.1)."""
+        if node["deliver_notifications"]:
+            gone = (E(PUBSUB_EVENT("retract"), id=id) for id in ids)
+            self.tell(owner, node, E(PUBSUB_EVENT("items"), {"node": node.name}, *gone))
+
+    def tell(self, owner: JID, node: Node, what: Element | str, publisher: JID | None = None) -> None:
+        """Send one event to everybody entitled, once each; it is written twice at most, however many they are."""
+        event = notification(owner, node, what)
+        for_friends = with_reply_to(event, owner, publisher or owner)
+        for address, sees in self.audience(owner, node).items():
+            self._send(for_friends if sees else event, address)
+
+    def _send(self, event: Stanza, to: str) -> None:
+        """Sessions here get it at once, past the filters of what arrives from others; their own lists still count."""
+        session = self.server.session(JID.parse(to))
+        if session is not None:
+            session.send(event.addressed(to=to))
+        else:
+            self.server.emit(event.addressed(to=to))
+
+    def audience(self, owner: JID, node: Node) -> dict[str, bool]:
+        """Return who is to be told, by address, and whether each sees the owner's presence (§4.3.2).
+
+        Nobody from whom the owner hides (§4.3.3). What the receivers' lists say is obeyed on the way.
+        """
+        audience = dict.fromkeys(self._wanting(self.server.sessions(owner), node), True)
+        for contact, item in self.server.registry.feature(Roster).contacts(owner, "from", "both"):
+            jid = JID.parse(contact)
+            wanting = self._wanting(self.server.sessions(jid), node)
+            viewer = Viewer(jid, is_owner=False, sees=True, groups=frozenset(item.get("groups", ())))
+            if wanting and node.may_read(viewer) and not self.server.hides(owner, jid):
+                audience.update(dict.fromkeys(wanting, True))
+        guests = self.server.registry.feature(Capabilities).guests(owner)
+        for guest in [guest for guest in guests if self._wanting([guest], node)]:
+            viewer = self.viewer(owner, guest.jid)
+            if self._hears(owner, node, viewer) and not self.server.hides(owner, guest.jid):
+                audience[str(guest.jid)] = viewer.sees
+        if node.subscriptions:
+            self._add_subscribers(owner, node, audience)
+        return audience
+
+    def _wanting(self, receivers: Iterable[Receiver], node: Node) -> list[str]:
+        """Return the addresses of those who want to hear of a node; who has not said so is asked, and gets it then."""
+        capabilities = self.server.registry.feature(Capabilities)
+        for receiver in receivers:
+            if not receiver.caps_asked:
+                capabilities.ask(receiver)
+        return [str(receiver.jid) for receiver in receivers if node.name in receiver.wants]
+
+    @staticmethod
+    def _hears(owner: JID, node: Node, viewer: Viewer) -> bool:
+        """XEP-0060 §9.1: subscribers to the presence hear what they may read; other visitors what everybody may."""
+        return (viewer.sees or node["access_model"] == "open") and node.may_read(viewer)
+
+    def _add_subscribers(self, owner: JID, node: Node, audience: dict[str, bool]) -> None:
+        """§4.3.2: full JIDs get one notification; bare ones too, unless a resource has got it."""
+        told = {address.partition("/")[0] for address in audience}
+        for address, state in node.subscriptions.items():
+            if state != "subscribed" or address in told:
+                continue
+            jid = JID.parse(address)
+            viewer = self.viewer(owner, jid)
+            if node.may_read(viewer) and not (jid.bare != owner and self.server.hides(owner, jid)):
+                audience[address] = viewer.sees
+
+    def send_last(self, owner: JID, node: Node, to: JID) -> None:
+        """§4.3.4: send the latest item, stamped with when it was published."""
+        item = self.store.last(owner, node.name)
+        if item is None or not node["deliver_notifications"] or (to.bare != owner and self.server.hides(owner, to)):
+            return
+        text = item.text(payload=node["deliver_payloads"])
+        event = notification(owner, node, items_text(node, text))
+        event.add(serialize(E(DELAY("delay"), {"from": str(owner), "stamp": item.at})))
+        if self.viewer(owner, to).sees:
+            event = with_reply_to(event, owner, JID.parse(item.by))
+        self._send(event, str(to))
+
+    def _send_last_of(self, owner: JID, receiver: Receiver, wanted: Iterable[str]) -> None:
+        if not self.store.has_nodes(owner):
+            return
+        viewer = self.viewer(owner, receiver.jid)
+        for name in wanted:
+            node = self.store.node(owner, name)
+            if node is not None and node["send_last_published_item"] == "on_sub_and_presence" \
+                    and self._hears(owner, node, viewer):  # fmt: skip
+                self.send_last(owner, node, receiver.jid)
+
+    # -- events
+
+    def presence_changed(self, session: Session, old: Stanza | None, new: Stanza | None) -> None:
+        """XEP-0163 §4.3.3, for clients without capabilities: worth a question only if there is something to tell."""
+        if old is not None or new is None or session.caps_asked:
+            return
+        if any(map(self.store.has_nodes, [session.bare, *self._seen_accounts(session)])):
+            self.server.registry.feature(Capabilities).ask(session)
+
+    def _seen_accounts(self, session: Session) -> list[JID]:
+        """Return the contacts here whose presence the session's account sees."""
+        contacts = self.server.registry.feature(Roster).contacts(session.bare, "to", "both")
+        jids = (JID.parse(contact) for contact, _item in contacts)
+        return [jid for jid in jids if jid.domain in self.server.config.hosts]
+
+    def wants_changed(self, receiver: Receiver, new: frozenset[str]) -> None:
+        """§4.3.3: who has come online, or wants more, gets the latest of its own account and of its contacts."""
+        if isinstance(receiver, Guest):
+            return self._send_last_of(receiver.owner, receiver, sorted(new))
+        assert isinstance(receiver, Session)
+        for owner in [receiver.bare, *self._seen_accounts(receiver)]:
+            self._send_last_of(owner, receiver, sorted(new))
+
+    def roster_changing(self, owner: JID, contact: JID) -> None:
+        """§7.1: keep what the contact was."""
+        self._before[owner, contact] = self.viewer(owner, contact)
+
+    def roster_changed(self, owner: JID, contact: JID) -> None:
+        """§4.3.4, §7.1: who may read more gets the latest of it; who has lost access loses subscriptions."""
+        before, after = self._before.pop((owner, contact)), self.viewer(owner, contact)
+        if before == after:
+            return
+        for node in list(self.store.nodes(owner)):
+            self.without_unentitled(owner, node)
+            gained = self._hears(owner, node, after) and not (before.sees and node.may_read(before))
+            for session in self.server.sessions(contact) if gained else ():
+                if node.name in session.wants and node["send_last_published_item"] != "never":
+                    self.send_last(owner, node, session.jid)
+
+    def account_removed(self, owner: JID) -> None:
+        """The next owner of the name inherits nothing: no subscription, no place on a list."""
+        self.store.forget(owner)
+        for host in self.server.config.hosts:
+            for other in list(self.store.owners(host)):
+                for node in list(self.store.nodes(other)) if other != owner else ():
+                    self._forget(other, node, owner)
+
+    def _forget(self, other: JID, node: Node, gone: JID) -> None:
+        affiliations = {jid: what for jid, what in node.affiliations.items() if jid != str(gone)}
+        subscriptions = {jid: state for jid, state in node.subscriptions.items() if JID.parse(jid).bare != gone}
+        changed = replace(node, affiliations=affiliations, subscriptions=subscriptions)
+        if changed != node:
+            self.store.save(other, changed)
+
+    # -- changes of a node
+
+    def change(self, owner: JID, old: Node, new: Node) -> None:
+        """Keep a node's new state: who has lost access loses subscriptions (§14.3), who gains it gets the latest."""
+        before = self.audience(owner, old)
+        self.store.save(owner, new)
+        self._trim(owner, new)
+        new = self.without_unentitled(owner, new)
+        if new["send_last_published_item"] == "never":
+            return
+        for address in self.audience(owner, new):
+            if address not in before:  # §12.2
+                self.send_last(owner, new, JID.parse(address))
+
+    def without_unentitled(self, owner: JID, node: Node) -> Node:
+        """XEP-0163 §7.1: lost access ends the subscription, and the subscriber hears of it; return what is left."""
+        lost = [jid for jid, state in node.subscriptions.items()
+                if state == "subscribed" and not node.may_read(self.viewer(owner, JID.parse(jid)))]  # fmt: skip
+        for jid in lost:
+            node = self.set_subscription(owner, node, jid, "none")
+        return node
+
+    def set_subscription(self, owner: JID, node: Node, jid: str, state: str) -> Node:
+        """Change a subscription from the account's side, and tell the subscriber (§8.8.4, §12.14)."""
+        if node.subscriptions.get(jid, "none") == state:
+            return node
+        left = {other: known for other, known in node.subscriptions.items() if other != jid}
+        node = replace(node, subscriptions=left if state == "none" else {**left, jid: state})
+        self.store.save(owner, node)
+        if not self.server.hides(owner, JID.parse(jid)):
+            told = Stanza(MESSAGE, {"from": str(owner), "to": jid, "id": secrets.token_urlsafe(9)})
+            told.add(E(PUBSUB_EVENT("event"), None, subscription_element(PUBSUB_EVENT, node.name, jid, state)))
+            self.server.emit(told)
+        if state == "subscribed" and node["send_last_published_item"] != "never":
+            self.send_last(owner, node, JID.parse(jid))  # §12.10
+        return node
+
+    # -- service discovery
+
+    def disco_info(self, request: Iq, info: Element) -> None:
+        """XEP-0163 §6.1: the account is a pubsub service."""
+        if request.owner.local:
+            info.insert(0, E(DISCO_INFO("identity"), category="pubsub", type="pep"))
+
+    def disco_items(self, request: Iq, items: Element) -> None:
+        """XEP-0163 §6.2: the nodes that who asks may read."""
+        if request.owner.local:
+            viewer = self.asker(request)
+            names = [node.name for node in self.store.nodes(request.owner) if node.may_read(viewer)]
+            items.extend(E(DISCO_ITEMS("item"), jid=str(request.owner), node=name) for name in names)
+
+    def disco_node(self, request: Iq, node: str) -> Element | None:
+        """§5.3 to §5.5: what a node is, and the ids of its items."""
+        found = self.store.node(request.owner, node) if request.owner.local else None
+        if found is None:
+            return None
+        found.check_read(self.asker(request))
+        if request.payload.tag == DISCO_ITEMS("query"):
+            ids = self.store.ids(request.owner, node)
+            return E(DISCO_ITEMS("query"), {"node": node}, *(
+                E(DISCO_ITEMS("item"), jid=str(request.owner), name=id) for id in ids))  # fmt: skip
+        identity = E(DISCO_INFO("identity"), category="pubsub", type="leaf")
+        subscribers = sum(1 for state in found.subscriptions.values() if state == "subscribed")
+        about = {**found.whole_config, "pubsub#creation_date": found.created, "pubsub#owner": [request.owner],
+                 "pubsub#num_subscribers": str(subscribers)}  # fmt: skip
+        form = METADATA_FORM.fill(about, "result").to_element()
+        features = (E(DISCO_INFO("feature"), var=name) for name in (PUBSUB, DISCO_INFO, DISCO_ITEMS))
+        return E(DISCO_INFO("query"), {"node": node}, identity, *features, form)
+
+
+def inner_element(request: Iq, tag: str) -> Element:
+    """Return what stands in the wrapper of a request; there is such an element, or the request had not come here."""
+    element = request.payload.find(tag)
+    assert element is not None
+    return element
+
+
+def items_text(node: Node, items: str) -> str:
+    """Return `<items/>` around what is written already, for an answer or an event."""
+    return f"<items node='{escape_attribute(node.name)}'>{items}</items>"
+
+
+def notification(owner: JID, node: Node, what: Element | str) -> Stanza:
+    """Return an event, not yet addressed (XEP-0163 §4.3.1); its id names no item and no node (§12.4).
+
+    All that is in it is written already: the filters have nothing to look for.
+    """
+    event = Stanza(MESSAGE, {"from": str(owner), "id": secrets.token_urlsafe(9)})
+    if node["notification_type"] != "normal":
+        event.set("type", node["notification_type"])
+    text = what if isinstance(what, str) else serialize(what, PUBSUB_EVENT)
+    event.add(f"<event xmlns='{PUBSUB_EVENT}'>{text}</event>")
+    return event
+
+
+def with_reply_to(event: Stanza, owner: JID, publisher: JID) -> Stanza:
+    """XEP-0163 §4.3.1: add which of the owner's resources has published; for those who see its presence only."""
+    if publisher.bare != owner or not publisher.resource:
+        return event
+    event = event.addressed()
+    address = E(ADDRESS("address"), type="replyto", jid=str(publisher))
+    event.add(serialize(E(ADDRESS("addresses"), None, address)))
+    return event
+
+
+def subscription_element(namespace: Namespace, node: str, jid: str, state: str) -> Element:
+    """Build `<subscription/>` (§5.6, §6.1.2, §12.14)."""
+    return E(namespace("subscription"), node=node, jid=jid, subscription=state)
+
+
+# -- subscribing
+
+
+class NodeSubscriptions(Feature):
+    """Publish-Subscribe (XEP-0060), for subscribers: to hear of a node whatever one's client says that it wants.
+
+        C: <iq type='set' to='juliet@example.org' id='s1'><pubsub xmlns='http://jabber.org/protocol/pubsub'>
+             <subscribe node='urn:xmpp:microblog:0' jid='romeo@example.org'/></pubsub></iq>
+        S: <iq type='result' …><pubsub …><subscription node='…' jid='…' subscription='subscribed'/></pubsub></iq>
+    """
+
+    namespace = PUBSUB
+
+    @property
+    def eventing(self) -> PersonalEventing:
+        """The nodes."""
+        return self.server.registry.feature(PersonalEventing)
 
     @iq("set", PUBSUB("pubsub"), PUBSUB("subscribe"), to="self account")
     def subscribe(self, request: Iq) -> Payload:
         """§6.1: for those who may read; with the model `authorize` the owner is asked first."""
-        element = request.payload.find(PUBSUB("subscribe"))
-        assert element is not None
-        node = self._node(request, element)
-        jid = self._subscriber(request, element)
-        viewer = self.viewer(request.owner, jid)
-        known = node.subscriptions.get(str(jid))
-        if known == "pending":
-            raise pubsub_error("not-authorized", "pending-subscription")
-        asks = node["access_model"] == "authorize" and node.affiliation_of(viewer) == "none"
-        if asks:
-            state = known or "pending"
-        else:
-            node.check_read(viewer)
-            state = "subscribed"
-        if known is None:
-            if len(node.subscriptions) >= MAX_SUBSCRIBERS:
+        owner, element = request.owner, inner_element(request, PUBSUB("subscribe"))
+        node = self.eventing.existing_node(request, element)
+        jid = subscriber(request, element)
+        if jid is None:
+            raise pubsub_error("bad-request", "invalid-jid")
+        state = self._state_for(request, node, str(jid))
+        if str(jid) not in node.subscriptions:
+            if len(node.subscriptions) >= self.server.config.limits.pep_subscribers:
                 raise pubsub_error("policy-violation", "too-many-subscriptions")
             node = replace(node, subscriptions={**node.subscriptions, str(jid): state})
-            self.store.save(request.owner, node)
-        if state == "pending":
-            self._ask_owner(request.owner, node, jid)
-        elif node["send_last_published_item"] != "never":
-            request.afterwards(lambda: self.send_last(request.owner, node, jid))
-        return E(PUBSUB("pubsub"), None, self._subscription(node.name, str(jid), state))
+            self.eventing.store.save(owner, node)
+            if state == "pending":
+                request.afterwards(lambda: self._ask_owner(owner, node, jid))
+        if state == "subscribed" and node["send_last_published_item"] != "never":
+            request.afterwards(lambda: self.eventing.send_last(owner, node, jid))  # §6.1.7
+        return E(PUBSUB("pubsub"), None, subscription_element(PUBSUB, node.name, str(jid), state))
 
-    def _subscriber(self, request: Iq, element: Element) -> JID:
-        """§6.1.3.1: one subscribes oneself, by the bare JID or one's own full JID."""
-        try:
-            jid = JID.parse(element.get("jid", ""))
-        except StanzaError:
-            jid = None
-        if jid is None or jid.bare != request.sender.bare:
-            raise pubsub_error("bad-request", "invalid-jid")
-        return jid
-
-    @staticmethod
-    def _subscription(node: str, jid: str, state: str) -> Element:
-        return E(PUBSUB("subscription"), node=node, jid=jid, subscription=state)
+    def _state_for(self, request: Iq, node: Node, jid: str) -> str:
+        """Return what a subscription is or becomes (§6.1.3, §6.1.4, §6.1.6); raises StanzaError."""
+        viewer, known = self.eventing.asker(request), node.subscriptions.get(jid)
+        if known == "pending":
+            raise pubsub_error("not-authorized", "pending-subscription")
+        if not node["subscribe"]:
+            raise unsupported("subscribe")
+        if node["access_model"] == "authorize" and node.affiliation_of(viewer) == "none":
+            return node.subscription_of(viewer).replace("none", "pending")  # one answer is enough for all resources
+        node.check_read(viewer)
+        return "subscribed"
 
     @iq("set", PUBSUB("pubsub"), PUBSUB("unsubscribe"), to="self account")
     def unsubscribe(self, request: Iq) -> Payload:
-        """§6.2."""
-        element = request.payload.find(PUBSUB("unsubscribe"))
-        assert element is not None
-        node = self._node(request, element)
-        try:
-            jid = self._subscriber(request, element)
-        except StanzaError:
-            raise StanzaError("forbidden") from None  # §6.2.3.3
-        if element.get("subid"):
-            raise pubsub_error("not-acceptable", "invalid-subid")
+        """§6.2. There are no subscription identifiers; one that comes along is ignored (§6.2.3.5)."""
+        element = inner_element(request, PUBSUB("unsubscribe"))
+        node = self.eventing.existing_node(request, element)
+        jid = subscriber(request, element)
+        if jid is None:
+            raise StanzaError("forbidden")
         if str(jid) not in node.subscriptions:
             raise pubsub_error("unexpected-request", "not-subscribed")
-        self._set_subscription(request.owner, node, str(jid), None)
+        left = {other: state for other, state in node.subscriptions.items() if other != str(jid)}
+        self.eventing.store.save(request.owner, replace(node, subscriptions=left))
         return None
-
-    def _set_subscription(self, owner: JID, node: Node, jid: str, state: str | None) -> Node:
-        left = {key: value for key, value in node.subscriptions.items() if key != jid}
-        node = replace(node, subscriptions={**left, jid: state} if state else left)
-        self.store.save(owner, node)
-        return node
 
     @iq("get", PUBSUB("pubsub"), PUBSUB("subscriptions"), to="self account")
     def own_subscriptions(self, request: Iq) -> Payload:
-        """§5.6: those of who asks, at this account."""
-        element = request.payload.find(PUBSUB("subscriptions"))
-        assert element is not None
-        found = []
-        for node in self._asked_nodes(request, element):
-            for jid, state in node.subscriptions.items():
-                if jid.partition("/")[0] == str(request.sender.bare):
-                    found.append(self._subscription(node.name, jid, state))
-        return E(PUBSUB("pubsub"), None, E(PUBSUB("subscriptions"), None, *found))
+        """§5.6: those of who asks, at this account or at one of its nodes."""
+        element, bare = inner_element(request, PUBSUB("subscriptions")), str(request.sender.bare)
+        found = [subscription_element(PUBSUB, node.name, jid, state)
+                 for node in self._asked_nodes(request, element) for jid, state in node.subscriptions.items()
+                 if jid.partition("/")[0] == bare]  # fmt: skip
+        return E(PUBSUB("pubsub"), None, E(PUBSUB("subscriptions"), _node_of(element), *found))
 
     @iq("get", PUBSUB("pubsub"), PUBSUB("affiliations"), to="self account")
     def own_affiliations(self, request: Iq) -> Payload:
         """§5.7: likewise."""
-        element = request.payload.find(PUBSUB("affiliations"))
-        assert element is not None
-        viewer = self.viewer(request.owner, request.sender)
+        element, viewer = inner_element(request, PUBSUB("affiliations")), self.eventing.asker(request)
         known = [(node.name, node.affiliation_of(viewer)) for node in self._asked_nodes(request, element)]
         found = (E(PUBSUB("affiliation"), node=name, affiliation=what) for name, what in known if what != "none")
-        return E(PUBSUB("pubsub"), None, E(PUBSUB("affiliations"), None, *found))
+        return E(PUBSUB("pubsub"), None, E(PUBSUB("affiliations"), _node_of(element), *found))
 
-    def _asked_nodes(self, request: Iq, element: Element) -> list[Node]:
+    def _asked_nodes(self, request: Iq, element: Element) -> Iterable[Node]:
         if element.get("node"):
-            return [self._node(request, element)]
-        nodes = (self.store.node(request.owner, name) for name in self.store.nodes(request.owner))
-        return [node for node in nodes if node is not None]
+            return [self.eventing.existing_node(request, element)]
+        return self.eventing.store.nodes(request.owner)
 
     @iq("get set", PUBSUB("pubsub"), PUBSUB("options"), to="self account")
-    def no_options(self, request: Iq) -> Payload:
-        """§6.3: there are none."""
-        raise pubsub_error("feature-not-implemented", "unsupported", feature="subscription-options")
+    def options(self, request: Iq) -> Payload:
+        """§6.3.4.6: there are none."""
+        raise unsupported("subscription-options")
 
-    # -- the owner's requests (§8)
-
-    @iq("set", PUBSUB("pubsub"), PUBSUB("create"), to="self account")
-    def create(self, request: Iq) -> Payload:
-        """§8.1: with a configuration, if one comes along; without a name it gets one."""
-        element = request.payload.find(PUBSUB("create"))
-        assert element is not None
-        if request.sender.bare != request.owner:
-            raise StanzaError("forbidden")
-        name = element.get("node") or secrets.token_urlsafe(12)
-        if len(name) > MAX_NODE_ID:
-            raise StanzaError("not-acceptable", "the node's name is too long")
-        if self.store.node(request.owner, name) is not None:
-            raise StanzaError("conflict")
-        configure = request.payload.find(PUBSUB("configure"))
-        form = Form.within(configure) if configure is not None else None
-        self.store.save(request.owner, Node(name, self._read_config(form) or {} if form is not None else {}))
-        return None if element.get("node") else E(PUBSUB("pubsub"), None, E(PUBSUB("create"), node=name))
-
-    @staticmethod
-    def _read_config(form: Form) -> dict[str, Any] | None:
-        try:
-            return NODE_FORM.read(form)
-        except StanzaError as error:
-            if "access_model" in error.text:
-                raise pubsub_error("not-acceptable", "unsupported-access-model", error.text) from None  # §8.1.2
-            raise
-
-    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("default"), to="self")
-    def default_configuration(self, request: Iq) -> Payload:
-        """§8.3."""
-        form = NODE_FORM.fill().to_element()
-        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("default"), None, form))
-
-    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("configure"), to="self account")
-    def configuration(self, request: Iq) -> Payload:
-        """§8.2: the form, with what is set."""
-        node = self._owned(request, request.payload[0])
-        form = NODE_FORM.fill({**default_node_config(node.name), **node.config}).to_element()
-        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("configure"), {"node": node.name}, form))
-
-    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("configure"), to="self account")
-    def configure(self, request: Iq) -> Payload:
-        """§8.2.4: take what was sent, keep the rest; who may not read any more loses the subscription."""
-        node = self._owned(request, request.payload[0])
-        form = Form.within(request.payload[0])
-        if form is None:
-            raise StanzaError("bad-request")
-        changes = self._read_config(form)
-        if changes is None:
-            return None
-        node = replace(node, config={**node.config, **changes})
-        node = self._without_unentitled(request.owner, node)
-        self.store.save(request.owner, node)
-        items = self.store.items(request.owner, node.name)
-        for item in items[: max(0, len(items) - node.capacity())]:
-            self.store.retract(request.owner, node.name, item.id)
-        if node["notify_config"]:
-            self._notify(request.owner, node, E(PUBSUB_EVENT("configuration"), node=node.name))
-        return None
-
-    def _without_unentitled(self, owner: JID, node: Node) -> Node:
-        """XEP-0163 §7.1: lost access ends the subscription."""
-        left = {jid: state for jid, state in node.subscriptions.items()
-                if state == "pending" or node.may_read(self.viewer(owner, JID.parse(jid)))}  # fmt: skip
-        return replace(node, subscriptions=left)
-
-    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("delete"), to="self account")
-    def delete(self, request: Iq) -> Payload:
-        """§8.4."""
-        node = self._owned(request, request.payload[0])
-        if node["notify_delete"]:
-            self._notify(request.owner, node, E(PUBSUB_EVENT("delete"), node=node.name))
-        self.store.delete(request.owner, node.name)
-        return None
-
-    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("purge"), to="self account")
-    def purge(self, request: Iq) -> Payload:
-        """§8.5."""
-        node = self._owned(request, request.payload[0])
-        for item in self.store.items(request.owner, node.name):
-            self.store.retract(request.owner, node.name, item.id)
-        if node["notify_retract"]:
-            self._notify(request.owner, node, E(PUBSUB_EVENT("purge"), node=node.name))
-        return None
-
-    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("subscriptions"), to="self account")
-    def subscribers(self, request: Iq) -> Payload:
-        """§8.8.1."""
-        node = self._owned(request, request.payload[0])
-        found = (E(PUBSUB_OWNER("subscription"), jid=jid, subscription=state)
-                 for jid, state in node.subscriptions.items())  # fmt: skip
-        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("subscriptions"), {"node": node.name}, *found))
-
-    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("subscriptions"), to="self account")
-    def set_subscribers(self, request: Iq) -> Payload:
-        """§8.8.2: only what is named changes."""
-        node = self._owned(request, request.payload[0])
-        changes = [(str(JID.parse(entry.get("jid", ""))), entry.get("subscription", ""))
-                   for entry in request.payload[0].findall(PUBSUB_OWNER("subscription"))]  # fmt: skip
-        if not changes or any(state not in ("none", "pending", "subscribed") for _jid, state in changes):
-            raise StanzaError("bad-request")
-        for jid, state in changes:
-            node = self._set_subscription(request.owner, node, jid, None if state == "none" else state)
-        return None
-
-    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("affiliations"), to="self account")
-    def affiliates(self, request: Iq) -> Payload:
-        """§8.9.1."""
-        node = self._owned(request, request.payload[0])
-        known = {str(request.owner): "owner", **node.affiliations}
-        found = (E(PUBSUB_OWNER("affiliation"), jid=jid, affiliation=what) for jid, what in known.items())
-        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("affiliations"), {"node": node.name}, *found))
-
-    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("affiliations"), to="self account")
-    def set_affiliates(self, request: Iq) -> Payload:
-        """§8.9.2: only what is named changes; the account stays the owner of its nodes."""
-        node = self._owned(request, request.payload[0])
-        changes = {str(JID.parse(entry.get("jid", "")).bare): entry.get("affiliation", "")
-                   for entry in request.payload[0].findall(PUBSUB_OWNER("affiliation"))}  # fmt: skip
-        if not changes or any(what not in NODE_AFFILIATIONS for what in changes.values()):
-            raise StanzaError("bad-request")
-        if "owner" in changes.values() or str(request.owner) in changes:
-            raise StanzaError("not-acceptable", "an account's nodes are the account's own")
-        if len(node.affiliations) + len(changes) > MAX_SUBSCRIBERS:
-            raise StanzaError("resource-constraint")
-        after = {jid: what for jid, what in {**node.affiliations, **changes}.items() if what != "none"}
-        self.store.save(request.owner, self._without_unentitled(request.owner, replace(node, affiliations=after)))
-        return None
+    @iq("get", PUBSUB("pubsub"), PUBSUB("default"), to="self account")
+    def default_options(self, request: Iq) -> Payload:
+        """§6.4.3.1: likewise."""
+        raise unsupported("subscription-options")
 
     # -- asking the owner (§8.6)
 
@@ -10845,152 +11429,246 @@ class PersonalEventing(Feature):
 
     def sending(self, session: Session, stanza: Stanza) -> Stanza | None:
         """§8.6: the owner's answer comes as a message to the own account."""
-        if stanza.tag != MESSAGE or stanza.find(DATA_FORMS("x")) is None or stanza.get("to") != str(session.bare):
+        if stanza.tag != MESSAGE or stanza.get("to") not in (None, str(session.bare)):
             return stanza
         form = Form.within(stanza)
         if form is None or form.form_type != APPROVAL_FORM.form_type:
             return stanza
         values = APPROVAL_FORM.read(form)
-        if values is not None:
+        if values is not None:  # cancelled: the question stays open
             self._decide(session.bare, values)
         return None
 
     def _decide(self, owner: JID, values: Mapping[str, Any]) -> None:
-        node = self.store.node(owner, values.get("pubsub#node", ""))
-        jid = str(values.get("pubsub#subscriber_jid", ""))
+        node = self.eventing.store.node(owner, values.get("pubsub#node", ""))
+        jid, allow = str(values.get("pubsub#subscriber_jid", "")), values.get("pubsub#allow")
+        if allow is None:
+            raise StanzaError("bad-request", "the form doesn't say whether to allow it")
         if node is None or node.subscriptions.get(jid) != "pending":
             raise StanzaError("item-not-found")
-        state = "subscribed" if values.get("pubsub#allow") else "none"
-        self._set_subscription(owner, node, jid, state if state != "none" else None)
-        told = Stanza(MESSAGE, {"from": str(owner), "to": jid, "type": "headline"})
-        told.add(E(PUBSUB_EVENT("event"), None, E(PUBSUB_EVENT("subscription"), node=node.name, jid=jid,
-                                                  subscription=state)))  # fmt: skip
-        self.server.emit(told)
+        self.eventing.set_subscription(owner, node, jid, "subscribed" if allow else "none")
 
-    # -- notifications (XEP-0163 §4.3)
+    def arriving(self, owner: JID, stanza: Stanza) -> Stanza | None:
+        """§12.4: an address that is no more ends its subscriptions; other errors will pass by themselves."""
+        if stanza.tag == MESSAGE and stanza.get("type") == "error" and stanza.get("to") == str(owner):
+            error, sender = stanza.find(CLIENT("error")), stanza.get("from", "")
+            if error is not None and (error.get("type") == "cancel" or error.find(STANZA_ERRORS("gone")) is not None):
+                for node in list(self.eventing.store.nodes(owner)):
+                    left = {jid: state for jid, state in node.subscriptions.items() if jid != sender}
+                    if left != node.subscriptions:
+                        self.eventing.store.save(owner, replace(node, subscriptions=left))
+        return stanza
 
-    def notify_items(self, owner: JID, node: Node, items: Sequence[PublishedItem], *,
-                     publisher: JID | None = None) -> None:  # fmt: skip
-        """Tell all who want to know of new items."""
-        if node["deliver_notifications"]:
-            elements = (item.to_element(namespace=PUBSUB_EVENT, payload=node["deliver_payloads"]) for item in items)
-            self._notify(owner, node, E(PUBSUB_EVENT("items"), {"node": node.name}, *elements), publisher)
 
-    def notify_retracted(self, owner: JID, name: str, ids: Sequence[str]) -> None:
-        """Tell all who want to know that items are gone (XEP-0060 §7.2.2.1)."""
-        node = self.store.node(owner, name)
-        if node is not None:
-            gone = (E(PUBSUB_EVENT("retract"), id=id) for id in ids)
-            self._notify(owner, node, E(PUBSUB_EVENT("items"), {"node": name}, *gone))
+def subscriber(request: Iq, element: Element) -> JID | None:
+    """Return who is to be subscribed; None for anybody else than who asks, by whatever resource (§6.1.3.1)."""
+    try:
+        jid = JID.parse(element.get("jid", ""))
+    except StanzaError:
+        return None
+    return jid if jid.bare == request.sender.bare else None
 
-    def _notify(self, owner: JID, node: Node, what: Element, publisher: JID | None = None) -> None:
-        """Send one event to everybody entitled, once each; it is serialised twice, however many they are."""
-        event = Stanza(MESSAGE, {"from": str(owner), "type": "headline", "id": secrets.token_urlsafe(9)})
-        event.add(E(PUBSUB_EVENT("event"), None, what))
-        to_friends = event
-        if publisher is not None and publisher.bare == owner and publisher.resource:
-            to_friends = event.addressed()
-            reply_to = E(ADDRESS("address"), type="replyto", jid=str(publisher))
-            to_friends.add(E(ADDRESS("addresses"), None, reply_to))  # §4.3.1: never to who may not see the presence
-        for address, sees in self._audience(owner, node).items():
-            if not self.server.hides(owner, JID.parse(address)):  # §4.3.3: not to those whom the owner blocks
-                self.server.emit((to_friends if sees else event).addressed(to=address))
 
-    def _audience(self, owner: JID, node: Node) -> dict[str, bool]:
-        """Return who is to be told, by address, and whether each sees the owner's presence (§4.3.2)."""
-        audience: dict[str, bool] = {}
-        capabilities = self.server.registry.feature(Capabilities)
-        for session in self.server.sessions(owner):
-            capabilities.ask(session)  # the answer brings the latest item
-            if node.name in session.wants:
-                audience[session.full] = True
-        for contact, _item in self.server.registry.feature(Roster).contacts(owner, "from", "both"):
-            jid = JID.parse(contact)
-            sessions = self.server.sessions(jid)
-            for session in sessions:
-                capabilities.ask(session)
-            wanting = [session for session in sessions if node.name in session.wants]
-            if wanting and node.may_read(self.viewer(owner, jid)):
-                audience.update((session.full, True) for session in wanting)
-        for address, state in node.subscriptions.items():
-            jid = JID.parse(address)
-            if state == "subscribed" and not any(JID.parse(told).bare == jid.bare for told in audience):
-                viewer = self.viewer(owner, jid)
-                if node.may_read(viewer):
-                    audience[address] = viewer.sees
-        return audience
+# -- the owner's requests
 
-    def send_last(self, owner: JID, node: Node, to: JID) -> None:
-        """§4.3.4: send the latest item, stamped with when it was published."""
-        item = self.store.last(owner, node.name)
-        if item is None or not node["deliver_notifications"]:
-            return
-        event = Stanza(MESSAGE, {"from": str(owner), "to": str(to), "type": "headline", "id": secrets.token_urlsafe(9)})
-        element = item.to_element(namespace=PUBSUB_EVENT, payload=node["deliver_payloads"])
-        event.add(E(PUBSUB_EVENT("event"), None, E(PUBSUB_EVENT("items"), {"node": node.name}, element)))
-        event.add(E(DELAY("delay"), {"from": str(owner), "stamp": item.at}))
-        self.server.emit(event)
 
-    def _send_last_of(self, owner: JID, session: Session, wanted: Iterable[str]) -> None:
-        viewer = self.viewer(owner, session.jid)
-        if self.server.hides(owner, session.jid):
-            return
-        for name in wanted:
-            node = self.store.node(owner, name)
-            if node is not None and node["send_last_published_item"] == "on_sub_and_presence" and node.may_read(viewer):
-                self.send_last(owner, node, session.jid)
+class NodeOwnership(Feature):
+    """Nodes from their owner's side (XEP-0060 §8): create, configure, empty, delete them, and say who may what.
 
-    # -- events
+        C: <iq type='get' id='c1'><pubsub xmlns='http://jabber.org/protocol/pubsub#owner'>
+             <configure node='http://jabber.org/protocol/mood'/></pubsub></iq>
+        S: <iq type='result' id='c1'><pubsub …><configure node='…'><x …/></configure></pubsub></iq>
+    """
 
-    def presence_changed(self, session: Session, old: Stanza | None, new: Stanza | None) -> None:
-        """XEP-0163 §4.3.3, for clients without capabilities: worth a question only if there is something to tell."""
-        if old is not None or new is None or session.caps_asked:
-            return
-        contacts = (JID.parse(contact) for contact, _item in
-                    self.server.registry.feature(Roster).contacts(session.bare, "to", "both"))  # fmt: skip
-        if any(self.store.nodes(account) for account in [session.bare, *contacts]):
-            self.server.registry.feature(Capabilities).ask(session)
+    namespace = PUBSUB_OWNER
 
-    def wants_changed(self, session: Session, new: frozenset[str]) -> None:
-        """§4.3.3: who has come online, or wants more, gets the latest of its own account and of its contacts."""
-        self._send_last_of(session.bare, session, new)
-        for contact, _item in list(self.server.registry.feature(Roster).contacts(session.bare, "to", "both")):
-            jid = JID.parse(contact)
-            if jid.domain in self.server.config.hosts:
-                self._send_last_of(jid, session, new)
+    @property
+    def eventing(self) -> PersonalEventing:
+        """The nodes."""
+        return self.server.registry.feature(PersonalEventing)
 
-    def roster_changed(self, owner: JID, contact: JID) -> None:
-        """§4.3.4, §7.1: a new subscriber gets the latest of everything; who has lost access loses subscriptions."""
-        for name in self.store.nodes(owner):
-            node = self.store.node(owner, name)
-            assert node is not None
-            kept = self._without_unentitled(owner, node)
-            if kept.subscriptions != node.subscriptions:
-                self.store.save(owner, kept)
-        item = self.server.rosters.item(owner, str(contact)) or {}
-        if item.get("subscription") in ("from", "both"):
-            for session in self.server.sessions(contact):
-                self._send_last_of(owner, session, session.wants)
+    def _owned(self, request: Iq, name: str) -> tuple[Node, Element]:
+        """Return the node of a request, and its element called `name`; raises StanzaError (§14.2)."""
+        if request.sender.bare != request.owner:
+            raise StanzaError("forbidden")
+        element = inner_element(request, PUBSUB_OWNER(name))
+        return self.eventing.existing_node(request, element), element
 
-    def disco_info(self, request: Iq, info: Element) -> None:
-        """§6.1: the account is a pubsub service."""
-        if request.owner.local:
-            info.insert(0, E(DISCO_INFO("identity"), category="pubsub", type="pep"))
+    @iq("set", PUBSUB("pubsub"), PUBSUB("create"), to="self account")
+    def create(self, request: Iq) -> Payload:
+        """§8.1: with a configuration, if one comes along; without a name it gets one."""
+        owner, element = request.owner, inner_element(request, PUBSUB("create"))
+        if request.sender.bare != owner:
+            raise StanzaError("forbidden")
+        name = element.get("node") or secrets.token_urlsafe(12)
+        if self.eventing.store.node(owner, name) is not None:
+            raise StanzaError("conflict")
+        config = self._config_beside(request.payload)
+        self.eventing.check_new(owner, name, config)
+        self.eventing.store.save(owner, Node(name, config))
+        return None if element.get("node") else E(PUBSUB("pubsub"), None, E(PUBSUB("create"), node=name))
 
-    def disco_items(self, request: Iq, items: Element) -> None:
-        """§6.2: the nodes that who asks may read."""
-        if request.owner.local:
-            viewer = self.viewer(request.owner, request.sender)
-            for name in self.store.nodes(request.owner):
-                node = self.store.node(request.owner, name)
-                if node is not None and node.may_read(viewer):
-                    items.append(E(DISCO_ITEMS("item"), jid=str(request.owner), node=name))
+    def _config_beside(self, payload: Element) -> Mapping[str, Any]:
+        """Return what `<configure/>` says, which stands behind `<create/>` and names no node (§8.1.3)."""
+        configure = payload.find(PUBSUB("configure"))
+        if configure is None:
+            return {}
+        if payload[0] is configure or configure.get("node"):
+            raise StanzaError("bad-request", "configure follows create, and names no node")
+        form = Form.within(configure)
+        return {} if form is None else self._read_config(form) or {}
+
+    @staticmethod
+    def _read_config(form: Form) -> dict[str, Any] | None:
+        """Return what a form sets, None if it is cancelled; raises StanzaError (§8.1.2, §8.2.5.2)."""
+        models = form.texts("pubsub#access_model") or []
+        if form.type == "submit" and any(model and model not in ACCESS_MODELS for model in models):
+            raise pubsub_error("not-acceptable", "unsupported-access-model")
+        return NODE_FORM.read(form)
+
+    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("default"), to="self")
+    def default_configuration(self, request: Iq) -> Payload:
+        """§8.3."""
+        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("default"), None, NODE_FORM.fill().to_element()))
+
+    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("configure"), to="self account")
+    def configuration(self, request: Iq) -> Payload:
+        """§8.2: the form, with what is set."""
+        node, _element = self._owned(request, "configure")
+        form = NODE_FORM.fill(node.whole_config).to_element()
+        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("configure"), {"node": node.name}, form))
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("configure"), to="self account")
+    def configure(self, request: Iq) -> Payload:
+        """§8.2.4: take what was sent, keep the rest."""
+        node, element = self._owned(request, "configure")
+        form = Form.within(element)
+        if form is None:
+            raise StanzaError("bad-request", "no form")
+        changes = self._read_config(form)
+        if changes is None:
+            return None
+        self.eventing.check_config(changes)
+        new = replace(node, config={**node.config, **changes})
+        self.eventing.change(request.owner, node, new)
+        if new["notify_config"]:
+            request.afterwards(lambda: self._tell_configuration(request.owner, new))
+        return None
+
+    def _tell_configuration(self, owner: JID, node: Node) -> None:
+        form = NODE_FORM.fill(node.whole_config, "result").to_element() if node["deliver_payloads"] else None
+        self.eventing.tell(owner, node, E(PUBSUB_EVENT("configuration"), {"node": node.name}, form))  # §8.2.5.3
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("delete"), to="self account")
+    def delete(self, request: Iq) -> Payload:
+        """§8.4."""
+        (node, _element), owner = self._owned(request, "delete"), request.owner
+        self.eventing.empty(owner, node)
+        self.eventing.store.delete(owner, node.name)
+        if node["notify_delete"]:
+            told = replace(node, subscriptions=dict.fromkeys(node.subscriptions, "subscribed"))  # pending ones too
+            request.afterwards(lambda: self.eventing.tell(owner, told, E(PUBSUB_EVENT("delete"), node=node.name)))
+        return None
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("purge"), to="self account")
+    def purge(self, request: Iq) -> Payload:
+        """§8.5: one notification, however many items there were."""
+        (node, _element), owner = self._owned(request, "purge"), request.owner
+        if not node["persist_items"]:
+            raise unsupported("persistent-items")
+        self.eventing.empty(owner, node)
+        if node["notify_retract"] and node["deliver_notifications"]:
+            request.afterwards(lambda: self.eventing.tell(owner, node, E(PUBSUB_EVENT("purge"), node=node.name)))
+        return None
+
+    # -- subscribers (§8.8)
+
+    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("subscriptions"), to="self account")
+    def subscribers(self, request: Iq) -> Payload:
+        """§8.8.1: who is subscribed; who is pending has been put before the owner (§8.6)."""
+        node, _element = self._owned(request, "subscriptions")
+        found = (E(PUBSUB_OWNER("subscription"), jid=jid, subscription=state)
+                 for jid, state in node.subscriptions.items() if state == "subscribed")  # fmt: skip
+        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("subscriptions"), {"node": node.name}, *found))
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("subscriptions"), to="self account")
+    def set_subscribers(self, request: Iq) -> Payload:
+        """§8.8.2: only what is named changes; all of it, or nothing."""
+        node, element = self._owned(request, "subscriptions")
+        changes = changes_by_jid(element, "subscription", ("none", "pending", "subscribed"))
+        for jid in changes:
+            self._check_subscriber(request.owner, node, jid)
+        if len(node.subscriptions.keys() | changes.keys()) > self.server.config.limits.pep_subscribers:
+            raise pubsub_error("policy-violation", "too-many-subscriptions")
+        for jid, state in changes.items():
+            node = self.eventing.set_subscription(request.owner, node, jid, state)
+        return None
+
+    def _check_subscriber(self, owner: JID, node: Node, jid: str) -> None:
+        """Nobody is subscribed who neither knows the owner nor has asked for it: it would be a way to flood them."""
+        viewer = self.eventing.viewer(owner, JID.parse(jid))
+        if not viewer.sees and node.subscription_of(viewer) == "none":
+            raise StanzaError("not-acceptable", f"{jid} has not asked for it")
+
+    # -- affiliations (§8.9)
+
+    @iq("get", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("affiliations"), to="self account")
+    def affiliates(self, request: Iq) -> Payload:
+        """§8.9.1."""
+        node, _element = self._owned(request, "affiliations")
+        known = {str(request.owner): "owner", **node.affiliations}
+        found = (E(PUBSUB_OWNER("affiliation"), jid=jid, affiliation=what) for jid, what in known.items())
+        return E(PUBSUB_OWNER("pubsub"), None, E(PUBSUB_OWNER("affiliations"), {"node": node.name}, *found))
+
+    @iq("set", PUBSUB_OWNER("pubsub"), PUBSUB_OWNER("affiliations"), to="self account")
+    def set_affiliates(self, request: Iq) -> Payload:
+        """§8.9.2: only what is named changes, all of it or nothing; the account stays the owner of its nodes."""
+        (node, element), owner = self._owned(request, "affiliations"), request.owner
+        changes = changes_by_jid(element, "affiliation", (*NODE_AFFILIATIONS, "owner", "publish-only"))
+        if "publish-only" in changes.values():
+            raise unsupported("publish-only-affiliation")
+        if any(JID.parse(jid).bare == owner or what == "owner" for jid, what in changes.items()):
+            raise StanzaError("not-acceptable", "an account's nodes are the account's own")
+        new = {str(JID.parse(jid).bare): what for jid, what in changes.items()}
+        if len(new) != len(changes):
+            raise StanzaError("bad-request", "somebody is named twice")
+        after = {jid: what for jid, what in {**node.affiliations, **new}.items() if what != "none"}
+        if len(after) > self.server.config.limits.pep_subscribers:
+            raise StanzaError("resource-constraint")
+        self.eventing.change(owner, node, replace(node, affiliations=after))
+        self._settle_pending(owner, node.name, new)
+        return None
+
+    def _settle_pending(self, owner: JID, name: str, changes: Mapping[str, str]) -> None:
+        """§8.7.4: who gets a place on the list needs no approval any more, who is banned gets none."""
+        decisions = {"publisher": "subscribed", "member": "subscribed", "outcast": "none"}
+        node = self.eventing.store.node(owner, name)
+        assert node is not None
+        for jid, state in node.subscriptions.items():
+            decision = decisions.get(changes.get(jid.partition("/")[0], ""))
+            if state == "pending" and decision is not None:
+                node = self.eventing.set_subscription(owner, node, jid, decision)
+
+
+def changes_by_jid(parent: Element, what: str, allowed: Container[str]) -> dict[str, str]:
+    """Return what the owner wants to change, by address: entries without that attribute stay as they are (§8.8.2).
+
+    Raises StanzaError for an unknown state, for an address that is named twice, and for nothing at all.
+    """
+    changes: dict[str, str] = {}
+    entries = parent.findall(PUBSUB_OWNER(what))
+    for entry in entries:
+        jid, state = str(JID.parse(entry.get("jid", ""))), entry.get(what)
+        if jid in changes or (state is not None and state not in allowed):
+            raise StanzaError("bad-request", f"{jid}: no such {what}, or named twice")
+        if state is not None:
+            changes[jid] = state
+    if not entries:
+        raise StanzaError("bad-request", "nothing to change")
+    return changes
 
 
 # -- one thing, two ways: avatars and bookmarks
-
-PRIVATE_CONFIG = {"pubsub#access_model": "whitelist", "pubsub#max_items": "max",
-                  "pubsub#send_last_published_item": "never"}  # XEP-0402 §3.1  # fmt: skip
 
 
 class AvatarConversion(Feature):
@@ -10998,6 +11676,8 @@ class AvatarConversion(Feature):
 
         C: <presence/>
         S: <presence …><x xmlns='vcard-temp:x:update'><photo>sha1-hash-of-image</photo></x></presence>
+
+    A picture of a node that is not open is in the vCard for contacts only.
     """
 
     namespace = "urn:xmpp:pep-vcard-conversion:0"
@@ -11015,70 +11695,100 @@ class AvatarConversion(Feature):
 
     def sending(self, session: Session, stanza: Stanza) -> Stanza | None:
         """§4: the hash goes into every available presence, directed ones too, unless the client wants none."""
-        if stanza.tag != PRESENCE or stanza.get("type") is not None:
-            return stanza
-        photo = self.vcards.photo(session.bare)
-        update = stanza.find(VCARD_UPDATE("x"))
-        wanted = update is None or update.find(VCARD_UPDATE("photo")) is None
-        if photo and wanted:
-            set_photo_hash(stanza, photo)
+        if stanza.tag == PRESENCE and stanza.get("type") is None:
+            photo = self.vcards.photo(session.bare)
+            if photo and not hides_photo(stanza):
+                set_photo_hash(stanza, photo)
         return stanza
+
+    # -- from PEP to the vCard (§3.1)
 
     def published(self, owner: JID, node: str, item: PublishedItem) -> None:
         """§3.1: new metadata; the picture itself was published before."""
         if node != AVATAR_METADATA:
             return
-        infos = [info for info in parse_element(item.xml).iter(AVATAR_METADATA("info")) if not info.get("url")]
-        data = self.eventing.store.item(owner, AVATAR_DATA, infos[0].get("id", "")) if infos else None
+        metadata, data = parse_element(item.xml), self.eventing.store.node(owner, AVATAR_DATA)
+        infos = [info for info in metadata.iterfind(AVATAR_METADATA("info")) if not info.get("url")]
+        model = "" if data is None else data["access_model"]
+        picture = self._picture(owner, infos[0].get("id", "")) if infos else ""
+        if picture and model in ("open", "presence"):
+            self._show(owner, infos[0].get("type", ""), picture, is_public=model == "open")
+        elif picture or not len(metadata):  # §7: a vCard is for everybody, or for all contacts; XEP-0084 §3.5
+            self._show(owner, "", "", is_public=True)
+
+    def _picture(self, owner: JID, id: str) -> str:
+        """Return the published picture in base64; "" if there is none, or if it isn't what its id says (§3.1)."""
+        item = self.eventing.store.item(owner, AVATAR_DATA, id)
+        text = "" if item is None else "".join((parse_element(item.xml).text or "").split())
+        try:
+            is_true = hashlib.sha1(base64.b64decode(text, validate=True)).hexdigest() == id.lower()
+        except (binascii.Error, ValueError):
+            return ""
+        return text if is_true else ""
+
+    def _show(self, owner: JID, kind: str, picture: str, *, is_public: bool) -> None:
+        """Put a picture ("" for none) into the vCard; the rest of the card stays. Too big a one is left out."""
+        before = self.vcards.photo(owner)
         card = self.vcards.card(owner) if owner in self.vcards.cards else E(VCARD("vCard"))
         for photo in card.findall(VCARD("PHOTO")):
             card.remove(photo)
-        if data is not None:
-            text = "".join((parse_element(data.xml).text or "").split())
-            kind = E(VCARD("TYPE"), None, infos[0].get("type", "image/png"))
-            card.append(E(VCARD("PHOTO"), None, kind, E(VCARD("BINVAL"), None, text)))
-        if (data is not None or not infos) and self._is_true(card, infos):
-            try:
-                self.vcards.keep(owner, card)
-            except StanzaError as error:  # the item is published, so this must not refuse it
-                return log.info("%s: the avatar doesn't fit into the vCard (%s)", owner, error.text)
-            self._show_again(owner)
-
-    @staticmethod
-    def _is_true(card: Element, infos: Sequence[Element]) -> bool:
-        """§3.1: the id is the picture's SHA-1; what is no picture at all is left alone."""
+        if picture:
+            type, data = E(VCARD("TYPE"), None, kind or "image/png"), E(VCARD("BINVAL"), None, picture)
+            card.append(E(VCARD("PHOTO"), None, type, data))
+        elif not before:
+            return
         try:
-            picture = vcard_picture(card)
-        except StanzaError:
-            return False
-        return not infos or hashlib.sha1(picture).hexdigest() == infos[0].get("id")
+            self.vcards.keep(owner, card, is_public=is_public)
+        except StanzaError as error:
+            return log.info("the avatar of %s is not in the vCard: %s", owner, error.text)
+        self._show_again(owner, before)
+
+    # -- from the vCard to PEP (§3.2)
 
     def vcard_changed(self, owner: JID) -> None:
         """§3.2: first the data, then the metadata."""
-        card = self.vcards.card(owner)
-        photo, picture = self.vcards.photo(owner), vcard_picture(card)
-        known = self.eventing.store.last(owner, AVATAR_METADATA)
-        if known is not None and known.id == photo:
-            return
-        if picture:
-            data = E(AVATAR_DATA("data"), None, base64.b64encode(picture).decode())
-            self.eventing.publish_for(owner, AVATAR_DATA, {photo: data}, {})
-            kind = card.findtext(f"{VCARD('PHOTO')}/{VCARD('TYPE')}") or "image/png"
-            info = E(AVATAR_METADATA("info"), {"id": photo, "type": kind, "bytes": str(len(picture))})
-            self.eventing.publish_for(owner, AVATAR_METADATA, {photo: E(AVATAR_METADATA("metadata"), None, info)}, {})
-        elif known is not None and len(parse_element(known.xml)):
-            self.eventing.publish_for(owner, AVATAR_METADATA, {"none": E(AVATAR_METADATA("metadata"))}, {})
-        self._show_again(owner)
+        photo, store = self.vcards.photo(owner), self.eventing.store
+        known = store.last(owner, AVATAR_METADATA)
+        is_shown = known is not None and "<info" in known.xml
+        try:
+            if photo and not (is_shown and known is not None and known.id == photo):
+                self._publish(owner, photo)
+            elif not photo and is_shown:
+                nothing = {"none": E(AVATAR_METADATA("metadata"))}
+                self.eventing.publish_for(owner, AVATAR_METADATA, nothing, {})  # XEP-0084 §3.5
+        except StanzaError as error:
+            log.info("the picture in the vCard of %s is not published: %s", owner, error.text)
+        self._show_again(owner, known.id if is_shown and known is not None else "")
 
-    def _show_again(self, owner: JID) -> None:
-        """XEP-0153 §4.1: contacts learn of the new picture by presence."""
+    def _publish(self, owner: JID, photo: str) -> None:
+        card = self.vcards.card(owner)
+        picture = vcard_picture(card)
+        data = E(AVATAR_DATA("data"), None, base64.b64encode(picture).decode())
+        public = {"pubsub#access_model": "open"}  # as the vCard is
+        self.eventing.publish_for(owner, AVATAR_DATA, {photo: data}, public)
+        kind = card.findtext(f"{VCARD('PHOTO')}/{VCARD('TYPE')}") or "image/png"
+        info = E(AVATAR_METADATA("info"), {"id": photo, "type": kind, "bytes": str(len(picture))})
+        self.eventing.publish_for(owner, AVATAR_METADATA, {photo: E(AVATAR_METADATA("metadata"), None, info)}, public)
+
+    def _show_again(self, owner: JID, before: str) -> None:
+        """XEP-0153 §4.1: contacts learn of another picture by presence; §5.1: rooms don't."""
         photo = self.vcards.photo(owner)
         broadcast = self.server.registry.feature(PresenceBroadcast)
-        for session in self.server.sessions(owner):
-            if session.presence is not None:
-                again = session.presence.addressed()
-                set_photo_hash(again, photo)
-                broadcast.available(session, again)
+        for session in self.server.sessions(owner) if photo != before else ():
+            if session.presence is None or hides_photo(session.presence):
+                continue
+            again = session.presence.addressed()
+            set_photo_hash(again, photo)
+            broadcast.available(session, again)
+            if not photo:  # said once; an empty hash that stays there would be the client's own wish
+                session.presence = again.addressed()
+                session.presence.discard(lambda child: child.tag == VCARD_UPDATE("x"))
+
+
+def hides_photo(presence: Stanza) -> bool:
+    """Whether a client says that there is no picture to be shown: `<photo/>` is there, and empty (XEP-0153 §4.1)."""
+    photo = presence.find(f"{VCARD_UPDATE('x')}/{VCARD_UPDATE('photo')}")
+    return photo is not None and not photo.text
 
 
 def set_photo_hash(presence: Stanza, photo: str) -> None:
@@ -11087,13 +11797,44 @@ def set_photo_hash(presence: Stanza, photo: str) -> None:
     presence.add(E(VCARD_UPDATE("x"), None, E(VCARD_UPDATE("photo"), None, photo or None)))
 
 
+class Bookmark(NamedTuple):
+    """What the old and the new way both know of a room (XEP-0048 §2.1, XEP-0402 §2)."""
+
+    name: str
+    autojoin: bool
+    nick: str
+    password: str
+
+    @classmethod
+    def read(cls, conference: Element, namespace: Namespace) -> Bookmark:
+        """Read a `<conference/>` of either namespace."""
+        autojoin = conference.get("autojoin", "") in ("1", "true")
+        nick, password = (child_text(conference, namespace(name)) for name in ("nick", "password"))
+        return cls(conference.get("name", ""), autojoin, nick, password)
+
+    def write(self, conference: Element, namespace: Namespace) -> Element:
+        """Make a `<conference/>` of either namespace say this; what else it says stays."""
+        for name, value in (("name", self.name), ("autojoin", "true" if self.autojoin else "")):
+            conference.attrib.pop(name, None)
+            if value:
+                conference.set(name, value)
+        for name, value in (("nick", self.nick), ("password", self.password)):
+            for child in conference.findall(namespace(name)):
+                conference.remove(child)
+            if value:
+                conference.append(E(namespace(name), None, value))
+        return conference
+
+
 class BookmarkConversion(Feature):
     """Bookmarks Conversion (XEP-0411): old bookmarks (XEP-0048, 0049) and new ones (XEP-0402) are the same.
 
         C: <iq type='set' …><query xmlns='jabber:iq:private'><storage xmlns='storage:bookmarks'>…</storage></query></iq>
         S: <message …><event …><items node='urn:xmpp:bookmarks:1'>…</items></event></message>
 
-    The truth is in the node urn:xmpp:bookmarks:1; the two old places are written whenever it changes.
+    There are three places: the node urn:xmpp:bookmarks:1 with an item for each room, and two that
+    hold one old list each, private XML and the node storage:bookmarks. A change of one changes
+    the others; what only one of them knows (web addresses, extensions) stays there.
     """
 
     namespace = "urn:xmpp:bookmarks-conversion:0"
@@ -11109,90 +11850,107 @@ class BookmarkConversion(Feature):
         """The private XML."""
         return self.server.registry.feature(PrivateStorage)
 
+    # -- events
+
     def published(self, owner: JID, node: str, item: PublishedItem) -> None:
         """Somebody has changed bookmarks by PEP, in the new way or the old one."""
         if node == BOOKMARKS:
-            self._write_old(owner, others=self._other_bookmarks(owner))
+            self._convert(owner, self._write_old)
         elif node == OLD_BOOKMARKS:
-            self._take_old(owner, parse_element(item.xml))
+            self._convert(owner, lambda owner: self._take_old(owner, parse_element(item.xml)))
 
     def retracted(self, owner: JID, node: str, ids: Sequence[str]) -> None:
         """Somebody has removed bookmarks."""
         if node == BOOKMARKS:
-            self._write_old(owner, others=self._other_bookmarks(owner))
+            self._convert(owner, self._write_old)
 
     def private_stored(self, owner: JID, tag: str) -> None:
         """Somebody has changed bookmarks in private XML."""
         if tag == OLD_BOOKMARKS("storage"):
-            self._take_old(owner, parse_elements([self.private.stored.item(owner, tag)])[-1])
+            self._convert(owner, lambda owner: self._take_old(owner, self._old_list(owner)))
+
+    def session_bound(self, session: Session) -> None:
+        """XEP-0411 §4: what was in private XML before there was a conversion, as in an account that was imported."""
+        is_old = self.private.stored.item(session.bare, OLD_BOOKMARKS("storage")) is not None
+        if is_old and self.eventing.store.node(session.bare, BOOKMARKS) is None:
+            self._convert(session.bare, lambda owner: self._take_old(owner, self._old_list(owner)))
+
+    def _convert(self, owner: JID, conversion: Callable[[JID], None]) -> None:
+        """Convert, but never into a node that somebody else can read (XEP-0411 §5)."""
+        nodes = [self.eventing.store.node(owner, name) for name in (BOOKMARKS, OLD_BOOKMARKS)]
+        if not all(node is None or node.is_private for node in nodes):
+            return
+        try:
+            conversion(owner)
+        except StanzaError as error:
+            log.info("the bookmarks of %s are not converted: %s", owner, error.text)
+
+    # -- from the old way to the new one
+
+    def _old_list(self, owner: JID) -> Element:
+        """Return the list in private XML, the last of several; an empty one if there is none."""
+        stored = self.private.stored.item(owner, OLD_BOOKMARKS("storage"))
+        return parse_elements([stored])[-1] if stored else E(OLD_BOOKMARKS("storage"))
 
     def _take_old(self, owner: JID, storage: Element) -> None:
-        """Make the new bookmarks equal to the old ones: what is missing there goes, what differs is published."""
-        wanted = {}
-        for conference in storage.findall(OLD_BOOKMARKS("conference")):
-            try:
-                wanted[str(JID.parse(conference.get("jid", "")).bare)] = new_bookmark(conference)
-            except StanzaError:
-                continue  # no address: nothing that could be bookmarked in the new way
-        store = self.eventing.store
-        known = {item.id: item for item in store.items(owner, BOOKMARKS)}
-        for id in known.keys() - wanted.keys():
-            store.retract(owner, BOOKMARKS, id)
-            self.eventing.notify_retracted(owner, BOOKMARKS, [id])
-        changed = {id: merged_bookmark(known[id], bookmark) if id in known else bookmark
-                   for id, bookmark in wanted.items()}  # fmt: skip
-        changed = {id: bookmark for id, bookmark in changed.items()
-                   if id not in known or serialize(bookmark, CLIENT) != known[id].xml}  # fmt: skip
-        if changed:
-            self.eventing.publish_for(owner, BOOKMARKS, changed, PRIVATE_CONFIG)
-        self._write_old(owner, others=[child for child in storage if child.tag != OLD_BOOKMARKS("conference")])
+        """XEP-0402 §5.3.2: remove the rooms that are missing in an old list, publish those that are new or differ."""
+        if storage.tag != OLD_BOOKMARKS("storage"):
+            return
+        wanted = old_bookmarks(storage)
+        known = {item.id: item for item in self.eventing.store.items(owner, BOOKMARKS)}
+        gone = [id for id in known if id not in wanted]
+        node = self.eventing.store.node(owner, BOOKMARKS)
+        if node is not None and gone:
+            self.eventing.remove(owner, node, gone)
+            self.eventing.tell_retracted(owner, node, gone)
+        changed: dict[str, Element] = {}
+        for id, conference in wanted.items():
+            bookmark = Bookmark.read(conference, OLD_BOOKMARKS)
+            new = parse_element(known[id].xml) if id in known else E(BOOKMARKS("conference"))
+            if id not in known or bookmark != Bookmark.read(new, BOOKMARKS):
+                changed[id] = bookmark.write(new, BOOKMARKS)
+        for id, new in changed.items():
+            self.eventing.publish_for(owner, BOOKMARKS, {id: new}, PRIVATE_CONFIG)
+        self._keep_old(owner, storage)
 
-    def _other_bookmarks(self, owner: JID) -> list[Element]:
-        """Return the old bookmarks that are no rooms: web addresses, which only the old way knows."""
-        stored = self.private.stored.item(owner, OLD_BOOKMARKS("storage"))
-        storage = parse_elements([stored])[-1] if stored else E(OLD_BOOKMARKS("storage"))
-        return [child for child in storage if child.tag != OLD_BOOKMARKS("conference")]
+    # -- from the new way to the old one
 
-    def _write_old(self, owner: JID, *, others: Sequence[Element]) -> None:
-        items = self.eventing.store.items(owner, BOOKMARKS)
-        storage = E(OLD_BOOKMARKS("storage"), None, *(old_bookmark(item) for item in items), *others)
+    def _write_old(self, owner: JID) -> None:
+        """XEP-0402 §5.3.1: bring the old lists up to date."""
+        storage = self._old_list(owner)
+        items = {item.id: parse_element(item.xml) for item in self.eventing.store.items(owner, BOOKMARKS)}
+        known = old_bookmarks(storage)
+        for jid, conference in known.items():
+            if jid not in items:
+                storage.remove(conference)
+        for jid, new in items.items():
+            if jid in known:
+                conference = known[jid]
+            else:
+                conference = E(OLD_BOOKMARKS("conference"), jid=jid)
+                storage.append(conference)
+            Bookmark.read(new, BOOKMARKS).write(conference, OLD_BOOKMARKS)
+        self._keep_old(owner, storage)
+
+    def _keep_old(self, owner: JID, storage: Element) -> None:
+        storage.tail = None
         text = serialize(storage, CLIENT)
         if self.private.stored.item(owner, OLD_BOOKMARKS("storage")) != text:
             self.private.stored.put(owner, OLD_BOOKMARKS("storage"), text)
         last = self.eventing.store.last(owner, OLD_BOOKMARKS)
-        if last is None or last.xml != text:
-            config = {"pubsub#access_model": "whitelist"}
-            self.eventing.publish_for(owner, OLD_BOOKMARKS, {"current": storage}, config)
+        if last is None or last.xml != serialize(storage):
+            self.eventing.publish_for(owner, OLD_BOOKMARKS, {"current": storage}, NODE_DEFAULTS[OLD_BOOKMARKS])
 
 
-def new_bookmark(old: Element) -> Element:
-    """Turn a conference of XEP-0048 into one of XEP-0402 (§3.2)."""
-    bookmark = E(BOOKMARKS("conference"), {key: old.attrib[key] for key in ("name", "autojoin") if key in old.attrib})
-    for name in ("nick", "password"):
-        if text := child_text(old, OLD_BOOKMARKS(name)):
-            bookmark.append(E(BOOKMARKS(name), None, text))
-    return bookmark
-
-
-def merged_bookmark(known: PublishedItem, bookmark: Element) -> Element:
-    """Keep the extensions of a new bookmark, of which the old way knows nothing."""
-    extensions = parse_element(known.xml).find(BOOKMARKS("extensions"))
-    if extensions is not None:
-        bookmark.append(extensions)
-    return bookmark
-
-
-def old_bookmark(item: PublishedItem) -> Element:
-    """Turn a bookmark of XEP-0402 into a conference of XEP-0048."""
-    new = parse_element(item.xml)
-    old = E(OLD_BOOKMARKS("conference"), jid=item.id)
-    for key in ("name", "autojoin"):
-        if key in new.attrib:
-            old.set(key, new.attrib[key])
-    for name in ("nick", "password"):
-        if text := child_text(new, BOOKMARKS(name)):
-            old.append(E(OLD_BOOKMARKS(name), None, text))
-    return old
+def old_bookmarks(storage: Element) -> dict[str, Element]:
+    """Return the rooms of an old list by address; what has none can't be bookmarked in the new way."""
+    found = {}
+    for conference in storage.findall(OLD_BOOKMARKS("conference")):
+        try:
+            found[str(JID.parse(conference.get("jid", "")).bare)] = conference
+        except StanzaError:
+            continue
+    return found
 
 
 # ==== 21. Multi-user chat (XEP-0045) ====
@@ -12584,7 +13342,12 @@ class MultiUserChat(Feature):
         """§7.2, §7.6, §7.7, §7.14. Only `unavailable` leaves and only no type at all enters (§17.3)."""
         room, sender, type = self.rooms.get(to.bare), stanza.get("from", ""), stanza.get("type")
         if type is None:
-            return self._enter(room, stanza, to)
+            try:
+                return self._enter(room, stanza, to)
+            except StanzaError as error:
+                if stanza.find(MUC("x")) is None:
+                    raise
+                return self._refuse_entry(stanza, error)
         if room is None or sender not in room.present:
             return
         if type == "error" and error_condition(stanza) in GONE_CONDITIONS:
@@ -12617,6 +13380,14 @@ class MultiUserChat(Feature):
             self._follow_nick(room.present[str(sender)], str(to))
         finally:
             self._tidy(room)
+
+    def _refuse_entry(self, stanza: Stanza, error: StanzaError) -> None:
+        """§7.2.17: like any other refusal, but clients know it by an `<x/>`, empty: no password goes back."""
+        if self.server.trace is not None:
+            self.server.trace.decided(f"XEP-0045 §7.2.17: refused with {error.condition} {error.text}".rstrip())
+        refusal = error_reply(stanza, error)
+        refusal.add(E(MUC("x")))
+        self.server.reply(refusal)
 
     def _follow_nick(self, occupant: Occupant, address: str) -> None:
         """A new nickname is that of all the person's clients: each must tell the room when it goes (chapter 15)."""
@@ -13475,7 +14246,9 @@ FEATURES: tuple[type[Feature], ...] = (
     VCard,
     Capabilities,  # behind the offline messages: first what was said, then what is new
     PersonalEventing,
-    AvatarConversion,
+    NodeSubscriptions,
+    NodeOwnership,
+    AvatarConversion,  # behind the eventing, which changes what it converts
     BookmarkConversion,
     MultiUserChat,
 )
@@ -13491,16 +14264,23 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("RFC 4616", "SASL PLAIN, inside TLS", "10"),
     ("RFC 2831", "SASL DIGEST-MD5, where it is switched on", "10"),
     ("XEP-0004", "Data Forms", "5"),
+    ("XEP-0048", "Bookmarks", "20"),
     ("XEP-0059", "Result Set Management", "5"),
+    ("XEP-0060", "Publish-Subscribe, as far as personal eventing needs it", "20"),
     ("XEP-0068", "Field Standardization for Data Forms", "5"),
     ("XEP-0082", "Date and Time Profiles", "3"),
+    ("XEP-0084", "User Avatar", "20"),
     ("XEP-0086", "Error Condition Mappings", "2"),
     ("XEP-0106", "JID Escaping", "4"),
+    ("XEP-0128", "Service Discovery Extensions (of nodes)", "20"),
+    ("XEP-0153", "vCard-Based Avatars", "18, 20"),
     ("XEP-0178", "SASL EXTERNAL with Certificates (client to server)", "9, 10"),
     ("XEP-0203", "Delayed Delivery", "15, 16"),
+    ("XEP-0223", "Persistent Storage of Private Data via PubSub", "20"),
     ("XEP-0237", "Roster Versioning", "15"),
     ("XEP-0334", "Message Processing Hints", "16"),
     ("XEP-0368", "Direct TLS", "12"),
+    ("XEP-0402", "PEP Native Bookmarks", "20"),
     ("XEP-0440", "SASL Channel-Binding Type Capability", "11"),
 )
 
@@ -13802,13 +14582,20 @@ class Run:
         )
 
     def _work_with(self, config: Config) -> None:
-        if not self.certificates.reload(config):
-            return
-        try:
+        if self.certificates.reload(config):
             self.server.reload(config)
-            log.info("reloaded %s and the certificates", config.file or "the defaults")
+            self.loop.post(self._listen_again)
+
+    def _listen_again(self) -> None:
+        """A turn later: 127.0.0.1:5222 can be had only when 0.0.0.0:5222 has been given up."""
+        if self.ended_by:
+            return
+        file = self.server.config.file or "the defaults"
+        try:
+            self.server.listen()
+            log.info("reloaded %s and the certificates", file)
         except ConfigError as error:
-            log.error("reloaded %s, but %s", config.file or "the defaults", error)
+            log.error("reloaded %s, but %s", file, error)
 
     def _not_reloaded(self, error: BaseException) -> None:
         """Tell the owner; a bug is told with where it is."""

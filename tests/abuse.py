@@ -519,7 +519,7 @@ class Siege:
         peak = self.memory()
         while any(attacker.poll() is None for attacker in attackers):
             peak = max(peak, self.memory())
-            time.sleep(0.02)
+            pace(0.02)
         return self.results(attackers), peak
 
     @staticmethod

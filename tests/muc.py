@@ -71,7 +71,7 @@ def enters(client: Client, nick: str, inner: str = "", room: str = COVEN) -> lis
     return client.receives_anything()
 
 
-def form(kind: str = "roomconfig", **fields: object) -> str:
+def form(kind: str = "roomconfig", **fields: Any) -> str:
     """Write a submission: `roomname='A Dark Cave'`, several values as a list."""
     written = []
     for name, value in fields.items():
@@ -83,12 +83,12 @@ def form(kind: str = "roomconfig", **fields: object) -> str:
             f"{''.join(written)}</x>") if fields else f"<x xmlns='{FORM}' type='submit'/>"  # fmt: skip
 
 
-def configuring(room: str = COVEN, id: str = "create2", **fields: object) -> str:
+def configuring(room: str = COVEN, id: str = "create2", **fields: Any) -> str:
     """Write an owner's request to configure a room; without fields, to take the defaults."""
     return f"<iq type='set' id='{id}' to='{room}'><query xmlns='{OWNER}'>{form(**fields)}</query></iq>"
 
 
-def configures(client: Client, room: str = COVEN, **fields: object) -> None:
+def configures(client: Client, room: str = COVEN, **fields: Any) -> None:
     """Let the owner configure the room; what else comes stays unread."""
     client.sends(configuring(room, **fields))
     client.passes_barrier()
@@ -102,7 +102,7 @@ def take_out(client: Client, stanza: ET.Element) -> None:
     client._inbox.remove(next(event for event in client._inbox if event.element is stanza))
 
 
-def coven(server: Server, **fields: object) -> Witches:
+def coven(server: Server, **fields: Any) -> Witches:
     """Open the coven with the three witches in it, configured; nobody has anything unread."""
     witches = Witches(*(witch(server, nick) for nick in ("firstwitch", "secondwitch", "thirdwitch")))
     enters(witches.crone, "firstwitch")

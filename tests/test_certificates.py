@@ -73,6 +73,13 @@ def certify(
     builder = builder.not_valid_before(NOW + timedelta(days[0])).not_valid_after(NOW + timedelta(days[1]))
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), False)
+    if ca:  # what Python 3.13 and newer insist on (RFC 5280 §4.2.1.1 to §4.2.1.3)
+        may_sign = x509.KeyUsage(*(right == 5 for right in range(9)))  # keyCertSign
+        builder = builder.add_extension(may_sign, True)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+    if issuer:
+        of_issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer[0].public_key())
+        builder = builder.add_extension(of_issuer, False)
     options = {"rsa_padding": padding.PSS(padding.MGF1(algorithm), algorithm.digest_size)} if pss else {}
     return builder.sign(signer, algorithm, **options), key
 

@@ -744,6 +744,19 @@ def test_sighup_reads_the_configuration_again(commands):
     server.stop()
 
 
+def test_sighup_gives_a_port_to_another_listener(commands):
+    """The new one can have it only when the old one has let go of it."""
+    server = commands.server()
+    before = json.loads(commands.run("status", "--json").stdout)["listeners"]
+    port = next(listener for listener in before if listener.startswith("client ")).rpartition(":")[2]
+    text = commands.config.read_text().replace('client = ["127.0.0.1:0"]', "client = []")
+    commands.config.write_text(text.replace('client_tls = ["127.0.0.1:0"]', f'client_tls = ["127.0.0.1:{port}"]'))
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for("info: reloaded")
+    assert json.loads(commands.run("status", "--json").stdout)["listeners"] == [f"client_tls 127.0.0.1:{port}"]
+    server.stop()
+
+
 @pytest.mark.wire
 def test_sighup_drops_nobody(process_server):
     romeo = process_server.client().login("romeo")

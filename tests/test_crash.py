@@ -503,17 +503,6 @@ def test_a_slow_fsync_holds_up_the_output_once_and_the_server_never(slow: SlowHo
     assert slow.gate.is_empty()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="output waits for all changes made before it, by anybody: DESIGN §5 has it so, and a slow card makes chats slow",
-)
-def test_a_slow_fsync_holds_up_only_those_who_changed_something(slow: SlowHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.dialogue.PATIENCE", 1.0)
-    for ping, pong in zip(PINGS, PONGS, strict=True):
-        slow.juliet.sends(ping)
-        slow.juliet.receives(pong)
-
-
 # ---- damaged files --------------------------------------------------------------------
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import socket
 import time
 from pathlib import Path
@@ -139,26 +138,12 @@ def test_the_wishes_of_made_up_clients_are_not_remembered_for_ever(server, romeo
     assert len(xmppd.encode_json(dict(known))) < 10_000
 
 
-def test_items_count_with_their_ids(server, romeo) -> None:
-    """S59: 256 nodes of 1,000 empty items with long ids were no bytes at all to the quota."""
-    store = server.server.registry.feature(xmppd.PersonalEventing).store
-    owner = xmppd.JID("romeo", "example.org", "")
-    node = xmppd.Node("n", {"pubsub#max_items": "max"})
-    store.save(owner, node)
-    items = [xmppd.PublishedItem(f"{number:0500}", "<x/>", str(owner), xmppd.stamp(), number) for number in range(1000)]
-    store.publish(owner, node, items)
-    with pytest.raises(xmppd.StanzaError, match="resource-constraint"):
-        for number in range(10):
-            node = xmppd.Node(f"n{number}", {"pubsub#max_items": "max"})
-            store.save(owner, node)
-            store.publish(owner, node, items)
-
-
+@pytest.mark.config(limits={"pep_bytes": 20_000})
 def test_an_avatar_too_large_for_the_card_is_published_all_the_same(server, romeo) -> None:
     """An error must not follow what has happened: RFC 6120 §8.2.3, XEP-0060 §7.1.2."""
-    picture = bytes(140 * 1024)
+    picture = bytes(100 * 1024)
     sha1 = hashlib.sha1(picture).hexdigest()
-    card = f"<DESC>{'I ' * 20_000}</DESC>"
+    card = f"<DESC>{'I ' * 40_000}</DESC>"
     romeo.sends(f"<iq type='set' id='v'><vCard xmlns='vcard-temp'>{card}</vCard></iq>")
     romeo.receives("<iq type='result' id='v'/>")
     text = base64.b64encode(picture).decode()
@@ -180,10 +165,27 @@ def test_an_avatar_too_large_for_the_card_is_published_all_the_same(server, rome
 
 
 class Broken(xmppd.Feature):
-    """A feature with a bug."""
+    """A feature that meets a disk that cannot be read."""
 
-    def session_ended(self, session: xmppd.Session) -> None:
-        raise xmppd.StanzaError("internal-server-error", "the disk cannot be read")
+    def shutting_down(self) -> None:
+        raise xmppd.StanzaError("internal-server-error")
+
+
+def test_a_shutdown_ends_even_if_something_goes_wrong_in_it(tmp_path: Path) -> None:
+    """Else a server would survive its SIGTERM: DESIGN §5."""
+    network, connection, theirs = connected(tmp_path)
+    server = xmppd.Server(network.config, network.loop, network.storage, [Broken])
+    server.network = network
+    ended: list[str] = []
+    with pytest.raises(xmppd.StanzaError):
+        server.shutdown(lambda: ended.append("now"))
+    connection.abort()
+    network.loop.turn(0)
+    network.loop.turn(0)
+    theirs.close()
+    network.storage.close()
+    network.loop.close()
+    assert ended == ["now"]
 
 
 # ---- other systems --------------------------------------------------------------------
@@ -216,3 +218,23 @@ def test_a_peer_that_is_gone_before_it_is_accepted_leaves_no_trace(tmp_path: Pat
     network.loop.turn(0)
     network.storage.close()
     network.loop.close()
+
+
+# ---- fairness -------------------------------------------------------------------------
+
+
+def test_a_hundred_costly_requests_at_once_keep_nobody_else_waiting(server, romeo, juliet) -> None:
+    """S55: they fit into one read, and each reads a thousand items; the answers come in order all the same."""
+    many = f"<field var='FORM_TYPE' type='hidden'><value>{PUBSUB}#publish-options</value></field>"
+    many += "<field var='pubsub#max_items'><value>max</value></field>"
+    options = f"<publish-options><x xmlns='jabber:x:data' type='submit'>{many}</x></publish-options>"
+    items = "".join(f"<item id='{number}'><x xmlns='a'/></item>" for number in range(500))
+    romeo.sends_raw(publish("n", items).replace("</publish>", f"</publish>{options}"))
+    romeo.receives("<iq type='result' id='pub' ...>...</iq>")
+    asked = [f"<iq type='get' id='{n}'><pubsub xmlns='{PUBSUB}'><items node='n'/></pubsub></iq>" for n in range(100)]
+    began = time.process_time()
+    romeo.sends_raw("".join(asked))
+    juliet.passes_barrier()
+    assert time.process_time() - began < 0.5
+    for number in range(100):
+        romeo.receives(f"<iq type='result' id='{number}' ...>...</iq>")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import xmppd
@@ -317,13 +317,14 @@ class World:
 
 
 FULL, NICK = st.sampled_from(PEOPLE), st.sampled_from(NICKS)
+ACTOR = st.one_of(st.just(PEOPLE[0]), st.just(PEOPLE[0]), FULL)  # mostly the owner, or nothing much would happen
 BARE = FULL.map(lambda full: full.partition("/")[0])
 DEEDS = st.one_of(
     st.tuples(st.just("enter"), FULL, NICK),
     st.tuples(st.just("enter"), FULL, NICK),
     st.tuples(st.sampled_from(["leave", "rename", "rename", "vanish", "speak"]), FULL, NICK),
-    st.tuples(st.just("role"), FULL, NICK, st.sampled_from(xmppd.ROLES)),
-    st.tuples(st.just("affiliation"), FULL, BARE, st.sampled_from(xmppd.AFFILIATIONS)),
+    st.tuples(st.just("role"), ACTOR, NICK, st.sampled_from(xmppd.ROLES)),
+    st.tuples(st.just("affiliation"), ACTOR, BARE, st.sampled_from(xmppd.AFFILIATIONS)),
     st.tuples(st.just("configure"), st.sampled_from(["membersonly", "moderatedroom", "whois", "presencebroadcast"]),
               st.booleans()),
 )  # fmt: skip
@@ -347,12 +348,16 @@ def do(world: World, deed: tuple[Any, ...]) -> None:
         assert sum(view.got for view in world.views.values()) == before
 
 
+@example([("enter", PEOPLE[1], "Eve"), ("rename", PEOPLE[1], "Owner"), ("leave", PEOPLE[0], "Owner")])  # two become one
+@example([("affiliation", PEOPLE[0], "bob@example.org", "member"), ("configure", "membersonly", True),
+          ("affiliation", PEOPLE[0], "bob@example.org", "none")])
 @settings(deadline=None, max_examples=150)
 @given(st.lists(DEEDS, max_size=40))
 def test_whatever_happens_everybody_sees_the_same_room(deeds: list[tuple[Any, ...]]) -> None:
     """XEP0045-10-1, XEP0045-7.2.4-1, XEP0045-5.1.3-1, XEP0045-5.2.2-1, XEP0045-17.3-5"""
     world = World()
-    do(world, ("enter", PEOPLE[0], "Owner"))
+    for full, nick in ((PEOPLE[0], "Owner"), (PEOPLE[2], "Bob"), (PEOPLE[3], "Bob"), (PEOPLE[4], "Carol")):
+        do(world, ("enter", full, nick))
     for deed in deeds:
         do(world, deed)
         world.check()

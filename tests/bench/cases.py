@@ -8,6 +8,9 @@ each sender, so nothing can be lost, doubled, changed in order or given to someb
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -301,6 +304,179 @@ class PresenceChanges(Case):
         return [cost]
 
 
+# -- rooms and personal eventing
+
+
+class Visitor:
+    """An occupant of a room, who says something when the message before it has reached everybody."""
+
+    def __init__(self, client: Client, room: Conversation) -> None:
+        self.client = client
+        self.room = room
+        self.heard = 0  # messages
+
+    def take(self, piece: bytes) -> None:
+        """Check a message: the room says all of them in one order to everybody."""
+        if b"<body>" not in piece:
+            return  # the subject, from when we entered
+        wanted = b"#%06d#" % self.heard
+        check(wanted in piece, self.client, wanted, piece)
+        self.heard += 1
+        self.room.delivered(self.heard)
+
+
+class Conversation:
+    """A room with so many occupants, and one message at a time."""
+
+    def __init__(self, clients: Sequence[Client]) -> None:
+        self.load = clients[0].load
+        self.address = f"bench{len(clients)}@conference.{HOST}"
+        self.visitors = [Visitor(client, self) for client in clients]
+        self.received = self.said = self._missing = 0
+
+    def say(self) -> None:
+        """Let the next occupant say something."""
+        visitor = self.visitors[self.said % len(self.visitors)]
+        body = b"#%06d# Shall I hear more, or shall I speak at this?" % self.said
+        message = f"<message to='{self.address}' type='groupchat' id='m%06d'><body>%b</body></message>".encode()
+        visitor.client.send(message % (self.said, body))
+        self.said += 1
+        self._missing = len(self.visitors)
+
+    def delivered(self, number: int) -> None:
+        """Count a delivery; when the last occupant has the message, the next one follows."""
+        self.received += 1
+        self._missing -= 1
+        if not self._missing and not self.load.stopping:
+            self.say()
+
+
+class Rooms(Case):
+    """A room with 20 occupants (XEP-0045); each message goes to all of them before the next is said."""
+
+    name = "room20"
+    occupants: ClassVar[int] = 20
+    rows = (Row("room20", "room with 20 occupants; per delivery", "µs", peer=0.35),)
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`; the unit is a message delivered to an occupant."""
+        clients = trial.connect(range(self.occupants), available=True)
+        room = Conversation(clients)
+        for visitor in room.visitors:
+            visitor.client.expect(b">", lambda piece: None)
+            entry = f"<presence to='{room.address}/{visitor.client.number}'><x xmlns='http://jabber.org/protocol/muc'/>"
+            visitor.client.send(f"{entry}</presence>".encode())
+            if visitor is room.visitors[0]:
+                trial.quiet()
+                accept = "<query xmlns='http://jabber.org/protocol/muc#owner'><x xmlns='jabber:x:data' type='submit'/>"
+                visitor.client.send(f"<iq type='set' id='o1' to='{room.address}'>{accept}</query></iq>".encode())
+                trial.quiet()
+        trial.quiet()
+        for visitor in room.visitors:
+            visitor.client.expect(b"</message>", visitor.take)
+        room.say()
+        cost = trial.steady(
+            lambda: room.received, lambda: room.received == room.said * len(room.visitors), "the last messages")
+        return [cost]
+
+
+class BigRoom(Rooms):
+    """A room with 100 occupants."""
+
+    name = "room100"
+    occupants = 100
+    rows = (Row("room100", "room with 100 occupants; per delivery", "µs", peer=0.35),)
+
+
+MOOD = "http://jabber.org/protocol/mood"
+CAPS_NODE = "https://bench.example/client"
+CAPS_VER = base64.b64encode(hashlib.sha1(f"client/pc//bench<{MOOD}+notify<".encode()).digest()).decode()
+CAPS_INFO = (
+    "<identity category='client' type='pc' name='bench'/>" f"<feature var='{MOOD}+notify'/></query></iq>"
+)
+
+
+class Listener:
+    """A user with contacts who publishes a mood when all contacts have heard of the last one."""
+
+    def __init__(self, client: Client, everybody: list[Listener]) -> None:
+        self.client = client
+        self.everybody = everybody
+        self.received = self.number = self.missing = 0
+
+    def announce(self) -> None:
+        """Come online with capabilities, and answer the server's question what they mean."""
+        self.client.expect(b"</iq>", self.answer)
+        self.client.send(
+            f"<presence><c xmlns='http://jabber.org/protocol/caps' hash='sha-1' node='{CAPS_NODE}' ver='{CAPS_VER}'/>"
+            "</presence>".encode()
+        )
+
+    def answer(self, piece: bytes) -> None:
+        """Tell what we are interested in."""
+        asked = re.search(rb"<iq [^>]*>", piece[piece.rfind(b"<iq "):])
+        if asked is None or b"disco#info" not in piece:
+            return
+        attributes = dict(re.findall(rb"""(\w+)=['"]([^'"]*)['"]""", asked[0]))
+        node = f"{CAPS_NODE}#{CAPS_VER}"
+        start = f"<query xmlns='http://jabber.org/protocol/disco#info' node='{node}'>{CAPS_INFO}"
+        head = b"<iq type='result' id='%b' to='%b'>" % (attributes[b"id"], attributes.get(b"from", b""))
+        self.client.send(head + start.encode())
+
+    def publish(self) -> None:
+        """Publish the next mood."""
+        self.number += 1
+        self.missing = CONTACTS
+        item = f"<item id='current'><mood xmlns='{MOOD}'><happy/><text>#%04d#%06d#</text></mood></item>"
+        self.client.send((
+            f"<iq type='set' id='p%06d'><pubsub xmlns='http://jabber.org/protocol/pubsub'><publish node='{MOOD}'>"
+            f"{item}</publish></pubsub></iq>"
+        ).encode() % (self.number, self.client.number, self.number))  # fmt: skip
+
+    def take(self, piece: bytes) -> None:
+        """Check a notification: the latest mood of a contact."""
+        _, found, said = piece.partition(b"<text>#")
+        if not found:
+            return
+        sender, number = int(said[:4]), int(said[5:11])
+        if sender == self.client.number:
+            return  # one's own resources are told too
+        publisher = self.everybody[sender]
+        if number != publisher.number:
+            return  # the latest item from before, for whoever has come online
+        self.received += 1
+        publisher.missing -= 1
+        if not publisher.missing and not self.client.load.stopping:
+            publisher.publish()
+
+
+class Eventing(Case):
+    """Ten of 100 users with 30 contacts each publish moods (XEP-0163); contacts are told because of their caps."""
+
+    name = "pep"
+    servers = ("xmppd",)  # the peers do not notify all 30 contacts of this load, and it is not known yet why
+    rows = (Row("pep", f"personal eventing: notification of {CONTACTS} contacts; per delivery", "µs"),)
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`; the unit is a notification delivered to a contact."""
+        listeners: list[Listener] = []
+        listeners += [Listener(client, listeners) for client in trial.connect(PRESENT)]
+        for listener in listeners:
+            listener.announce()
+        trial.quiet()
+        trial.quiet()
+        for listener in listeners:
+            listener.client.expect(b"</message>", listener.take)
+        for listener in listeners[::10]:
+            listener.publish()
+        cost = trial.steady(
+            lambda: sum(listener.received for listener in listeners),
+            lambda: not any(listener.missing for listener in listeners),
+            "the last notifications",
+        )
+        return [cost]
+
+
 # -- requests
 
 
@@ -513,4 +689,6 @@ class Idle(Case):
         return [*(reading / KIB / KIB for reading in readings), each]
 
 
-CASES: Sequence[type[Case]] = (Start, Idle, Login, Chat, Small, PresenceChanges, Ping, Disco, Offline, Latency)
+CASES: Sequence[type[Case]] = (
+    Start, Idle, Login, Chat, Small, PresenceChanges, Rooms, BigRoom, Eventing, Ping, Disco, Offline, Latency,
+)  # fmt: skip

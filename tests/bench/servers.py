@@ -53,18 +53,20 @@ HELLO = (
 
 
 # What the peers do besides the core. "like": what xmppd does. "debian": what the packages switch on,
-# but for archive, rooms, federation, the web, administration, and limits of rates.
+# but for archive, federation, the web, administration, and limits of rates. Rooms are on in both.
 LIKE = {
-    "prosody": ("roster", "saslauth", "tls", "disco", "offline", "ping", "lastactivity", "private", "time", "version"),
+    "prosody": ("roster", "saslauth", "tls", "disco", "offline", "ping", "lastactivity", "private", "time", "version",
+                "blocklist", "pep", "vcard_legacy"),
     "ejabberd": ("mod_disco", "mod_last", "mod_offline", "mod_ping", "mod_private", "mod_roster", "mod_time",
-                 "mod_version"),
+                 "mod_version", "mod_blocking", "mod_caps", "mod_muc", "mod_privacy", "mod_pubsub", "mod_vcard",
+                 "mod_vcard_xupdate"),
 }  # fmt: skip
 DEBIAN = {
     "prosody": ("roster", "saslauth", "tls", "disco", "offline", "ping", "private", "time", "uptime", "version",
                 "blocklist", "bookmarks", "carbons", "csi_simple", "pep", "posix", "smacks", "vcard4", "vcard_legacy"),
     "ejabberd": ("mod_disco", "mod_last", "mod_offline", "mod_ping", "mod_private", "mod_roster", "mod_version",
                  "mod_adhoc", "mod_avatar", "mod_blocking", "mod_caps", "mod_carboncopy", "mod_client_state",
-                 "mod_fail2ban", "mod_privacy", "mod_pubsub", "mod_push", "mod_push_keepalive", "mod_shared_roster",
+                 "mod_fail2ban", "mod_muc", "mod_privacy", "mod_pubsub", "mod_push", "mod_push_keepalive", "mod_shared_roster",
                  "mod_stream_mgmt", "mod_vcard", "mod_vcard_xupdate"),
 }  # fmt: skip
 MODULES: Mapping[str, Mapping[str, Sequence[str]]] = {"like": LIKE, "debian": DEBIAN}
@@ -303,6 +305,9 @@ class Prosody(Server):
             log = {{ info = "{self.folder}/prosody.log" }}
             ssl = {{ certificate = "{self.certificate}", key = "{self.key}" }}
             VirtualHost "{HOST}"
+            Component "conference.{HOST}" "muc"
+                muc_room_default_public = true
+                muc_room_locking = false
         """)
         base = self.folder / "data" / HOST.replace(".", "%2e")
         for kind in ("accounts", "roster"):
@@ -330,6 +335,7 @@ class Ejabberd(Server):
     name = "ejabberd"
     user = "ejabberd"
     options: ClassVar[Mapping[str, str]] = {
+        "mod_muc": "default_room_options: {mam: false}",
         "mod_offline": "access_max_user_messages: max_user_offline_messages",
         "mod_pubsub": "plugins: [flat, pep]",
         "mod_roster": "versioning: true",
