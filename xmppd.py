@@ -6809,11 +6809,11 @@ class Network:
 
     def memory_is_free(self) -> None:
         """Much memory is about to be free: have it given back soon, when the timers of the dead are over, too."""
-        if self._giving_back is None:
-            self._giving_back = self.loop.call_later(2 * CLOSE_TIMEOUT, self._give_back)
+        if self._giving_back is not None:
+            self._giving_back.cancel()
+        self._giving_back = self.loop.call_later(2 * CLOSE_TIMEOUT, self._give_back)
 
     def _give_back(self) -> None:
-        self._giving_back = None
         self._crowd = len(self.connections)
         give_memory_back()
 
@@ -8584,8 +8584,8 @@ class PresenceBroadcast(Feature):
             visible = [session for session in asked_for if not self.server.hides(owner, prober, session)]
             if visible or not self.server.hides(owner, prober):  # also "unavailable" would tell (XEP-0016 §2.11)
                 self._answer_subscriber(visible, to, prober, id)
-        elif holding := [session for session in asked_for if has_directed(session, prober)]:
-            for session in holding:  # §4.6.6: only whether they are still there
+        elif holding := [session for session in asked_for if session.directed.keys() & {str(prober), str(prober.bare)}]:
+            for session in holding:  # §4.6.6: who holds it, not who shares a room with it; only whether it is there
                 self._reply(Stanza(PRESENCE, {"from": session.full}), prober, id)
         else:
             self._reply(Stanza(PRESENCE, {"type": "unsubscribed", "from": str(owner)}), prober.bare, id)
@@ -13345,9 +13345,7 @@ class MultiUserChat(Feature):
             try:
                 return self._enter(room, stanza, to)
             except StanzaError as error:
-                if stanza.find(MUC("x")) is None:
-                    raise
-                return self._refuse_entry(stanza, error)
+                return self._refuse_presence(stanza, error)
         if room is None or sender not in room.present:
             return
         if type == "error" and error_condition(stanza) in GONE_CONDITIONS:
@@ -13381,8 +13379,8 @@ class MultiUserChat(Feature):
         finally:
             self._tidy(room)
 
-    def _refuse_entry(self, stanza: Stanza, error: StanzaError) -> None:
-        """§7.2.17: like any other refusal, but clients know it by an `<x/>`, empty: no password goes back."""
+    def _refuse_presence(self, stanza: Stanza, error: StanzaError) -> None:
+        """§7.2.17, §7.6: like any other refusal, but clients know it by an `<x/>`, empty: no password goes back."""
         if self.server.trace is not None:
             self.server.trace.decided(f"XEP-0045 §7.2.17: refused with {error.condition} {error.text}".rstrip())
         refusal = error_reply(stanza, error)

@@ -594,7 +594,7 @@ def main() -> int:
     kept = True
     with tempfile.TemporaryDirectory() as folder, besieged(Path(folder)) as siege:
         print(f"a fresh server takes {siege.memory():.1f} MB,", end=" ", flush=True)
-        siege.first_crowd(options.half_open // 4)
+        siege.first_crowd(options.half_open)
         siege.settled_memory(0)
         print(f"after a first crowd {siege.memory():.1f} MB")
         print(TITLES)

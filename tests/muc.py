@@ -191,9 +191,10 @@ KINDS = {"not-authorized": "auth", "forbidden": "auth", "registration-required":
 
 
 def refused(condition: str, id: str = "admin1", kind: str = "iq", type: str = "") -> str:
-    """Write an error."""
+    """Write an error; that of a presence has an empty `<x/>` (§7.2.5)."""
     type = type or KINDS.get(condition, "cancel")
-    return f"<{kind} type='error' id='{id}'><error type='{type}'><{condition} .../></error></{kind}>"
+    entry = f"<x xmlns='{MUC}'/>" if kind == "presence" else ""
+    return f"<{kind} type='error' id='{id}'>{entry}<error type='{type}'><{condition} .../></error></{kind}>"
 
 
 def lacks(expected: ET.Element, actual: ET.Element) -> str:

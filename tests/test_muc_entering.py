@@ -297,8 +297,8 @@ def test_nobody_enters_without_a_nickname(server: MemoryServer) -> None:
     """XEP0045-7.2.1-2, XEP0045-7.2.1-4"""
     hag = witch(server, "thirdwitch")
     hag.sends(f"<presence id='273hs51g' to='{COVEN}'><x xmlns='{MUC}'/></presence>")
-    hag.receives(f"<presence type='error' id='273hs51g' from='{COVEN}'><error type='modify'><jid-malformed .../></error>"
-                 "</presence>")  # fmt: skip
+    hag.receives(f"<presence type='error' id='273hs51g' from='{COVEN}'><x xmlns='{MUC}'/><error type='modify'>"
+                 "<jid-malformed .../></error></presence>")  # fmt: skip
 
 
 @pytest.mark.parametrize("type", ["unavailable", "probe", "subscribe", "unsubscribed", "error"])
@@ -374,8 +374,8 @@ def test_closed_doors(server: MemoryServer, fields: dict[str, object], inner: st
     forget(crone, wicca)
     hag = witch(server, "thirdwitch")
     hag.sends(enter("thirdwitch", inner))
-    hag.receives(f"<presence type='error' id='n13mt3l' from='{COVEN}/thirdwitch'><error type='{type}'><{condition} .../>"
-                 "</error></presence>")  # fmt: skip
+    hag.receives(f"<presence type='error' id='n13mt3l' from='{COVEN}/thirdwitch'><x xmlns='{MUC}'/><error type='{type}'>"
+                 f"<{condition} .../></error></presence>")  # fmt: skip
     crone.receives_nothing()
 
 
