@@ -95,6 +95,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 from urllib.parse import unquote
+from weakref import WeakValueDictionary
 from xml.parsers import expat
 
 if TYPE_CHECKING:
@@ -8710,7 +8711,9 @@ class OfflineMessages(Feature):
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.waiting = server.storage.log("offline")
-        self._flushing: dict[JID, Session] = {}  # to whom an account's messages went, until they leave the log
+        # Whose messages are on their way to which session. Weak: a connection that breaks forgets its
+        # `when_sent`, and then nothing but this would keep the session alive.
+        self._flushing: WeakValueDictionary[JID, Session] = WeakValueDictionary()
 
     def arriving(self, owner: JID, stanza: Stanza) -> Stanza | None:
         """XEP-0203 §5: only we say when something came to us (threats S43, S44)."""

@@ -253,7 +253,7 @@ class Xmppd(Server):
                        "server": [], "component": [], "web": []},
             "tls": {"certificate": str(self.certificate), "key": str(self.key)},
             "limits": {"connections_per_address": 0, "connections_per_minute": 0, "logins_per_minute": 0,
-                       "bytes_per_second": 0, "recipients_per_minute": 0, "offline": 1_000_000},
+                       "bytes_per_second": 0, "room_stanzas_per_minute": 0, "recipients_per_minute": 0, "offline": 1_000_000},
             "archive": {"enabled": False},
             "federation": {"enabled": False},
         }))  # fmt: skip
