@@ -14279,10 +14279,15 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("XEP-0203", "Delayed Delivery", "15, 16"),
     ("XEP-0223", "Persistent Storage of Private Data via PubSub", "20"),
     ("XEP-0237", "Roster Versioning", "15"),
+    ("XEP-0249", "Direct MUC Invitations", "21"),
     ("XEP-0334", "Message Processing Hints", "16"),
+    ("XEP-0359", "Unique and Stable Stanza IDs (in rooms)", "21"),
     ("XEP-0368", "Direct TLS", "12"),
+    ("XEP-0410", "MUC Self-Ping", "21"),
+    ("XEP-0421", "Occupant Identifiers for Semi-Anonymous MUCs", "21"),
     ("XEP-0402", "PEP Native Bookmarks", "20"),
     ("XEP-0440", "SASL Channel-Binding Type Capability", "11"),
+    ("XEP-0486", "MUC Avatars", "21"),
 )
 
 
