@@ -202,6 +202,12 @@ def quick_leavers(target: Target, count: int) -> dict[str, int]:
     return Crowd(target, count, target.client, words=HEADER[:60], leave=True).run()
 
 
+def nothing(target: Target, count: int) -> dict[str, int]:
+    """Wait so many seconds: what the honest see when nobody attacks, on this machine and now."""
+    time.sleep(count)
+    return {}
+
+
 def one_address(target: Target, count: int) -> dict[str, int]:
     """Connect from one address until the server refuses, and see how often it does not."""
     socks = []
@@ -304,7 +310,7 @@ def non_readers(target: Target, count: int) -> dict[str, int]:
         for client in crowd:
             client.sends_raw("<presence/>")
             client.passes_barrier()
-        for _ in range(80):
+        for _ in range(200):  # the kernel takes some 60 of these for each of them
             nurse.sends_raw(message)
             sent += len(message)
         nurse.passes_barrier()
@@ -329,6 +335,7 @@ def ping_flood(target: Target, count: int) -> dict[str, int]:
 
 Attack = Callable[[Target, int], dict[str, int]]
 ATTACKS: Mapping[str, tuple[Attack, float]] = {  # with their size, as a part of --half-open
+    "nothing": (nothing, 0.0005),
     "half_open": (half_open, 1),
     "half_a_hello": (half_a_hello, 0.25),
     "half_a_handshake": (half_a_handshake, 0.1),
