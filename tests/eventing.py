@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 from collections.abc import Iterable
 from xml.sax.saxutils import quoteattr
 
@@ -25,6 +26,7 @@ HAPPY = f"<mood xmlns='{MOOD}'><happy/></mood>"
 SAD = f"<mood xmlns='{MOOD}'><sad/></mood>"
 JULIET, ROMEO, NURSE = "juliet@example.org", "romeo@example.org", "nurse@example.org"
 FROM_BALCONY = f"{JULIET}/balcony"
+VERSIONS = itertools.count()  # of the clients' software: each is new to the server, which has to ask
 
 
 # ---- requests -------------------------------------------------------------------------
@@ -158,12 +160,13 @@ def answer(question: object, info: str) -> str:
     )
 
 
-def comes_online(client: Client, *nodes: str, content: str = "") -> None:
+def comes_online(client: Client, *nodes: str, content: str = "") -> str:
     """Send initial presence, and answer the server's question: the client wants to hear of these nodes.
 
-    What came before the answer is forgotten; what it brings is still to be received.
+    What came before the answer is forgotten; what it brings is still to be received. Returns the hash.
     """
-    ver, info = capabilities(client.jid, nodes)
+    ver, info = capabilities(f"{client.jid} {next(VERSIONS)}", nodes)
+    client.passes_barrier()  # so that what the server has asked before is ignored
     client.hears_questions = True
     client.sends("<iq type='get' id='roster'><query xmlns='jabber:iq:roster'/></iq>")
     client.sends(f"<presence>{with_caps(ver)}{content}</presence>")
@@ -171,6 +174,7 @@ def comes_online(client: Client, *nodes: str, content: str = "") -> None:
     client.hears_questions = False
     client.sends(answer(question, info))
     client.passes_barrier()
+    return ver
 
 
 def is_question(stanza: object) -> bool:

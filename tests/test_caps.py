@@ -167,8 +167,7 @@ def test_capabilities_reach_the_contacts_unchanged(romeo: Client, juliet: Client
 
 def test_the_same_client_of_somebody_else_is_not_asked_again(romeo: Client, juliet: Client) -> None:
     """XEP0115-5.4-4, XEP0115-8.2-1"""
-    ver, _info = capabilities(romeo.jid, [MOOD])
-    comes_online(romeo, MOOD)
+    ver = comes_online(romeo, MOOD)
     juliet.sends(publish(MOOD, item("m")))
     juliet.receives(published(MOOD, "m"))
     juliet.hears_questions = True
@@ -306,10 +305,9 @@ def test_the_cache_is_bounded(server: MemoryServer) -> None:
 def test_what_was_verified_is_known_after_a_restart(process_server: ProcessServer) -> None:
     """XEP0115-8.2-1"""
     romeo = process_server.client().login("romeo", resource="orchard")
-    ver, _info = capabilities(romeo.jid, [MOOD])
     romeo.sends(publish(MOOD, item("m")))
     romeo.receives(published(MOOD, "m"))
-    comes_online(romeo, MOOD)
+    ver = comes_online(romeo, MOOD)
     romeo.receives(event(MOOD, item("m"), by=romeo.jid, owner=romeo.bare, delayed=True))
     romeo.closes()
     process_server.stop()

@@ -516,7 +516,7 @@ def test_what_has_waited_is_dropped_if_it_is_blocked_meanwhile(
 
 
 def test_lists_come_before_the_rules_of_subscriptions(romeo: Client, nurse: Client) -> None:
-    """XEP0016-2.2-4, XEP0016-2.14-1: a blocked request doesn't reach the roster, nor any resource"""
+    """XEP0016-2.2-4, XEP0016-2.14-1, RFC6121-11-2, RFC3921-10-1: a blocked request doesn't reach the roster, nor any resource"""
     romeo.comes_online()
     uses(romeo, item("nurse@example.org"))
     nurse.sends("<presence to='romeo@example.org' type='subscribe'/><presence to='romeo@example.org' type='probe'/>")

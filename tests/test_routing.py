@@ -86,7 +86,9 @@ ROWS = [
 def test_messages_go_where_the_table_says(
     server: MemoryServer, romeo: Client, condition: str, address: str, cells: dict[str, str], is_contact: bool
 ) -> None:
-    """RFC6121-8.5.4; RFC6121-8.1-1; RFC6121-8.5.1-1, -8.5.2.1.1-1 to -7, -8.5.2.2.1-1, -2, -8.5.3.1-2, -8.5.3.2.1-1;
+    """RFC6121-8.5.4; RFC6121-8.1-1; RFC6121-8.5.1-1, RFC6121-8.5.2.1.1-1, RFC6121-8.5.2.1.1-2,
+    RFC6121-8.5.2.1.1-3, RFC6121-8.5.2.1.1-4, RFC6121-8.5.2.1.1-5, RFC6121-8.5.2.1.1-6, RFC6121-8.5.2.1.1-7,
+    RFC6121-8.5.2.2.1-1, RFC6121-8.5.2.2.1-2, RFC6121-8.5.3.1-2, RFC6121-8.5.3.2.1-1;
     RFC6121-5.2.2-2; RFC3921-11.1-1"""
     if is_contact:
         befriend(server, romeo)
@@ -218,8 +220,9 @@ def juliet_in(server: MemoryServer, case: str) -> tuple[str, Client | None]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_presence_and_requests_go_where_they_must(server: MemoryServer, romeo: Client, case: str) -> None:
-    """RFC6121-8.5.1-1, -8.5.2.1.2-1, -8.5.2.1.3-1, -8.5.2.2.2-1, -8.5.2.2.3-1, -8.5.3.1-2, -8.5.3.2.2-1, -8.5.3.2.3-1;
-    RFC6120-10.5.3.1-1, -10.5.3.2-1, -10.5.4-1"""
+    """RFC6121-8.5.1-1, RFC6121-8.5.2.1.2-1, RFC6121-8.5.2.1.3-1, RFC6121-8.5.2.2.2-1, RFC6121-8.5.2.2.3-1,
+    RFC6121-8.5.3.1-2, RFC6121-8.5.3.2.2-1, RFC6121-8.5.3.2.3-1;
+    RFC6120-10.5.3.1-1, RFC6120-10.5.3.2-1, RFC6120-10.5.4-1"""
     befriend(server, romeo)
     to, juliet = juliet_in(server, case)
     for text, fates in OTHER_KINDS.values():
@@ -771,7 +774,7 @@ def answers(romeo: Client, probe: str, name: str, address: str) -> str:
 def test_an_account_looks_like_none_to_a_stranger(
     server: MemoryServer, romeo: Client, situation: str, address: str
 ) -> None:
-    """RFC6120-13.10.2-1, RFC6121-8.5.1-1, RFC6121-8.5.3.1-1, XEP0030-3.1-6, S29, S45: byte for byte."""
+    """RFC6120-13.10.2-1, RFC6120-8.3.3.7-1, RFC6121-8.5.1-1, RFC6121-8.5.3.1-1, XEP0030-3.1-6, S29, S45: byte for byte."""
     juliet = logged_in(server, "balcony", SITUATIONS[situation]) if situation != "away" else None
     romeo.comes_online()
     romeo.sends("<iq type='get' id='r'><query xmlns='jabber:iq:roster'/></iq>")  # and hears all of its own roster
