@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xmppd
@@ -211,6 +211,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None, max_examples=30)
 @given(steps=STEPS)
 def test_items_stand_in_the_order_of_their_publication(tmp_path_factory: pytest.TempPathFactory, steps: list) -> None:
     """XEP-0060 §12.1, XEP0060-12.9-1: republished ones come last, also after a restart."""
