@@ -68,10 +68,10 @@ def photo(picture: bytes) -> str:
     return f"<PHOTO><TYPE>image/png</TYPE><BINVAL>{base64_of(picture)}</BINVAL></PHOTO>"
 
 
-def keeps(client: Client, *inside: str) -> None:
-    """Store a vCard."""
+def keeps(client: Client, *inside: str, shown: str | None = None) -> None:
+    """Store a vCard; the client's own presence says so first where the picture is another (`shown`: its hash)."""
     client.sends(f"<iq type='set' id='v'><vCard xmlns='vcard-temp'>{''.join(inside)}</vCard></iq>")
-    client.receives("<iq type='result' id='v'/>")
+    client.receives(*([] if shown is None else [hash_in(shown)]), "<iq type='result' id='v'/>")
     client.receives_anything()
 
 
@@ -95,6 +95,24 @@ def test_a_public_avatar_is_in_the_vcard_for_everybody(juliet: Client, romeo: Cl
     shows(juliet, PICTURE, access_model="open")
     card_is(romeo, "<FN>Juliet</FN>", photo(PICTURE))
     card_is(juliet, "<FN>Juliet</FN>", photo(PICTURE))
+
+
+def test_an_avatar_for_friends_is_in_the_vcard_for_friends(juliet: Client, romeo: Client, nurse: Client) -> None:
+    """XEP-0398 §7, S29: and a card that holds nothing else is none for strangers"""
+    juliet.comes_online()
+    romeo.comes_online()
+    juliet.befriends(romeo)
+    shows(juliet, PICTURE)
+    romeo.receives_anything()
+    card_is(romeo, photo(PICTURE))
+    nurse.sends(f"<iq type='get' id='v' to='{JULIET}'><vCard xmlns='vcard-temp'/></iq>")
+    nurse.receives("<iq type='error' id='v'><error type='cancel'><service-unavailable .../></error></iq>")
+    keeps(juliet, "<FN>Juliet</FN>", photo(PICTURE))  # a client that edits the card sends all of it back
+    card_is(nurse, "<FN>Juliet</FN>")
+    card_is(romeo, "<FN>Juliet</FN>", photo(PICTURE))
+    keeps(juliet, photo(OTHER), shown=sha1(OTHER))  # a picture of the card's own is for everybody, like the card
+    romeo.receives_anything()
+    card_is(nurse, photo(OTHER))
 
 
 def test_an_avatar_for_few_is_not_in_the_vcard(juliet: Client, romeo: Client) -> None:
@@ -142,6 +160,25 @@ def test_an_avatar_that_is_switched_off_leaves_the_vcard(juliet: Client, romeo: 
 
 
 # ---- from the vCard to PEP --------------------------------------------------------------
+
+
+def test_a_picture_in_the_vcard_is_published(juliet: Client, romeo: Client, nurse: Client) -> None:
+    """XEP-0398 §3.2: first the data, then the metadata; for everybody, as the card is"""
+    comes_online(romeo, METADATA, DATA)
+    juliet.comes_online()
+    juliet.befriends(romeo)
+    romeo.receives_anything()
+    juliet.sends(f"<iq type='set' id='v'><vCard xmlns='vcard-temp'>{photo(PICTURE)}</vCard></iq>")
+    juliet.receives_anything()
+    romeo.receives(event(DATA, data(PICTURE)), event(METADATA, metadata(PICTURE)), hash_in(sha1(PICTURE)))
+    nurse.sends(ask_items(METADATA))
+    nurse.receives(items_of(METADATA, metadata(PICTURE)))
+    keeps(juliet, "<FN>Juliet</FN>", photo(PICTURE))
+    romeo.receives_nothing()  # it is the same picture
+    keeps(juliet, "<FN>Juliet</FN>", shown="")
+    romeo.receives(event(METADATA, item("*", f"<metadata xmlns='{METADATA}'/>")), hash_in(""))
+    keeps(juliet, photo(PICTURE), shown=sha1(PICTURE))
+    romeo.receives(event(DATA, data(PICTURE)), event(METADATA, metadata(PICTURE)), hash_in(sha1(PICTURE)))
 
 
 # ---- the hash in presence (XEP-0398 §4, XEP-0153) ----------------------------------------
