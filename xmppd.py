@@ -47,6 +47,9 @@ Contents
     19. Privacy (XEP-0016, XEP-0191)
     20. Publish-subscribe and personal eventing (XEP-0060, XEP-0163)
     21. Multi-user chat (XEP-0045)
+    22. Staying connected (XEP-0198, XEP-0352, XEP-0357; XEP-0388, XEP-0386, XEP-0484)
+    23. Federation and components (RFC 6120 §10.4; XEP-0220, XEP-0178, XEP-0288, XEP-0114)
+    24. The web (RFC 7395, XEP-0124, XEP-0206, XEP-0156, XEP-0363)
     25. Administration: the control channel
     26. Learning: the trace
     27. The whole
@@ -13721,6 +13724,33 @@ class MultiUserChat(Feature):
             if room.people("owner") == [address]:
                 room.set_affiliation(RoomChange(affiliation="owner", jid=JID.parse(heirs[0])))
             room.set_affiliation(RoomChange(affiliation="none", jid=owner))
+
+
+# ==== 22. Staying connected (XEP-0198, XEP-0352, XEP-0357; XEP-0388, XEP-0386, XEP-0484) ====
+#
+# Phones lose their network in every tunnel and sleep most of the day. This chapter is what
+# makes a connection outlive that: stream management counts what arrived and resumes a
+# session on a new stream, client state says when nobody looks at the screen, push wakes an
+# app that is not connected at all, and SASL2 with Bind 2 and FAST makes the way back in
+# one round trip instead of six.
+
+
+# ==== 23. Federation and components (RFC 6120 §10.4; XEP-0220, XEP-0178, XEP-0288, XEP-0114) ====
+#
+# A server is one of many. A stanza for a domain that is not ours waits in a queue while a
+# stream to that domain's server is found (SRV), opened, secured (TLS) and vouched for: by
+# a certificate or by dialback, which asks the server that DNS names. The other way round,
+# nothing that comes in is believed before its domain is proven. A component is a program
+# of this network's own that speaks for one domain and shows a shared secret.
+
+
+# ==== 24. The web (RFC 7395, XEP-0124, XEP-0206, XEP-0156, XEP-0363) ====
+#
+# Browsers speak HTTP, so one port serves it: WebSocket and BOSH carry the same streams as
+# TCP does, files are uploaded and fetched, host-meta tells where all of this is, and an
+# invitation has a page of its own. HTTP itself is h11's work, WebSocket framing wsproto's;
+# both are optional packages, and without them this chapter stays closed and says so: one
+# line in the log, and a server that speaks everything else.
 
 
 # ==== 25. Administration: the control channel ====
