@@ -14245,6 +14245,7 @@ class Trace:
 #     xmppd init example.org              write a configuration
 #     xmppd user add alice@example.org    an account, whether the server runs or not
 #     xmppd check                         is everything as it should be, and if not, what to do
+#     xmppd specs [--compliance]          what it speaks, and which suites that makes (XEP-0479)
 #     xmppd pack                          one file with all packages, for other machines
 #
 # A command is a function from its options to an exit status: 0 is success, 1 a failure, 2 a
@@ -14332,6 +14333,63 @@ def supported_specs() -> list[tuple[str, str, str]]:
         if cited and cited[2].startswith("XEP"):
             rows.append((cited[2], cited[1], f"`{feature.__name__}`"))
     return sorted(rows, key=lambda row: (row[0].startswith("XEP"), row[0]))
+
+
+class Requirement(NamedTuple):
+    """A server's row of the XMPP Compliance Suites 2023 (XEP-0479 §2)."""
+
+    category: str
+    feature: str
+    level: str  # "Server", or "Advanced Server" for what only that level asks
+    providers: tuple[str, ...]  # the specifications that have to be supported, all of them
+
+
+SUITES = tuple(
+    Requirement(category, feature, level, tuple(providers.split(", ")))
+    for category, feature, level, providers in (
+        ("Core", "Core features", "Server", "RFC 6120"),
+        ("Core", "TLS", "Server", "RFC 7590"),
+        ("Core", "Direct TLS", "Advanced Server", "XEP-0368"),
+        ("Core", "Feature discovery", "Server", "XEP-0030"),
+        ("Core", "Feature broadcasts", "Advanced Server", "XEP-0115"),
+        ("Core", "Server extensibility", "Server", "XEP-0114"),
+        ("Core", "Event publishing", "Advanced Server", "XEP-0163"),
+        ("Web", "Web connection mechanisms", "Server", "RFC 7395, XEP-0206, XEP-0124"),
+        ("IM", "Core features", "Server", "RFC 6121"),
+        ("IM", "User avatar compatibility", "Advanced Server", "XEP-0398, XEP-0153"),
+        ("IM", "vcard-temp", "Server", "XEP-0054"),
+        ("IM", "Outbound message synchronization", "Server", "XEP-0280"),
+        ("IM", "User blocking", "Advanced Server", "XEP-0191"),
+        ("IM", "Group chat", "Server", "XEP-0045, XEP-0249"),
+        ("IM", "Advanced group chat", "Advanced Server", "XEP-0048, XEP-0313, XEP-0402, XEP-0410"),
+        ("IM", "Persistent storage of private data via PubSub", "Advanced Server", "XEP-0223"),
+        ("IM", "Private XML storage", "Advanced Server", "XEP-0049"),
+        ("IM", "Stream management", "Advanced Server", "XEP-0198"),
+        ("IM", "History storage and retrieval", "Advanced Server", "XEP-0313"),
+        ("IM", "File upload", "Server", "XEP-0363"),
+        ("Mobile", "Stream management", "Server", "XEP-0198"),
+        ("Mobile", "Client state indication", "Server", "XEP-0352"),
+        ("Mobile", "Third party push notifications", "Advanced Server", "XEP-0357"),
+        ("A/V Calling", "STUN/TURN server discovery", "Server", "XEP-0215"),
+    )
+)
+
+
+def compliance() -> list[tuple[Requirement, list[str]]]:
+    """Return every requirement of the suites with those of its specifications that are missing here."""
+    supported = {spec for row in supported_specs() for spec in row[0].split(", ")}
+    return [(row, [spec for spec in row.providers if spec not in supported]) for row in SUITES]
+
+
+def levels_reached() -> dict[str, str]:
+    """Return for each category what may be claimed: "Advanced Server", "Server", or "" for nothing (XEP-0479 §2)."""
+    missing = {(row.category, row.level) for row, specs in compliance() if specs}
+    reached = {}
+    for category in dict.fromkeys(row.category for row in SUITES):
+        needed = {"Core", category}  # every other suite stands on the core's
+        short = {level for name, level in missing if name in needed}
+        reached[category] = "" if "Server" in short else "Server" if short else "Advanced Server"
+    return reached
 
 
 PACKAGES = {"defusedxml": "defusedxml", "cryptography": "cryptography", "platformdirs": "platformdirs",
@@ -15205,6 +15263,37 @@ def port_remedy(address: Address) -> str:
     return ""
 
 
+# -- specs
+
+
+def specs(options: argparse.Namespace) -> int:
+    """Print which specifications are supported, or how far the compliance suites are met (XEP-0479)."""
+    rows = compliance_table() if options.compliance else supported_specs()
+    if options.json:
+        print(json.dumps({"rows": rows, "levels": levels_reached()} if options.compliance else rows))
+        return 0
+    print_columns(rows)
+    if options.compliance:
+        print("\nXMPP Compliance Suites 2023 (XEP-0479):")
+        print_columns([(category, level or "not reached") for category, level in levels_reached().items()])
+    return 0
+
+
+def compliance_table() -> list[tuple[str, str, str, str, str]]:
+    """Return (category, level, feature, specifications, "yes" or what is missing): README's table."""
+    return [
+        (row.category, row.level, row.feature, ", ".join(row.providers), f"no: {', '.join(lack)}" if lack else "yes")
+        for row, lack in compliance()
+    ]
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose columns are as wide as they have to be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+
+
 # -- the command line
 
 
@@ -15251,6 +15340,9 @@ def build_parser() -> argparse.ArgumentParser:
     shown = add_command(commands, "status", status, "what runs, since when, sessions, memory; exit status 1 if nothing")
     shown.add_argument("--json", action="store_true", help="print JSON")
     add_command(commands, "check", check, "look at configuration, certificate, ports, disk; say what to mend")
+    known = add_command(commands, "specs", specs, "print the specifications that are supported")
+    known.add_argument("--compliance", action="store_true", help="print what the compliance suites ask (XEP-0479)")
+    known.add_argument("--json", action="store_true", help="print JSON")
     packing = add_command(commands, "pack", pack, "write xmppd.pyz: the program with its packages, for other machines")
     packing.add_argument("output", nargs="?", type=Path, default=Path("xmppd.pyz"), metavar="FILE", help="its name")
     packing.add_argument("--pure", action="store_true", help="leave out what is compiled: `cryptography`")

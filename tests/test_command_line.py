@@ -1280,3 +1280,26 @@ def request_account(data: Path, name: str) -> None:
 def test_addresses_of_listeners_read_as_in_the_configuration():
     assert str(Address(socket.AF_INET, "127.0.0.1", 5222)) == "127.0.0.1:5222"
     assert str(Address(socket.AF_INET6, "::1", 5222)) == "[::1]:5222"
+
+
+# ---- specs --------------------------------------------------------------------------------
+
+
+def test_what_it_speaks_is_printed(commands):
+    lines = commands.run("specs").stdout.splitlines()
+    assert any(re.fullmatch(r"XEP-0199 +XMPP Ping +`Ping`", line) for line in lines)
+    assert [list(row) for row in xmppd.supported_specs()] == json.loads(commands.run("specs", "--json").stdout)
+
+
+def test_what_the_compliance_suites_ask_is_printed(commands, monkeypatch):
+    """XEP-0479 §2: a suite is met when the core's and its own rows all are"""
+    monkeypatch.setattr(xmppd, "SUITES", [row for row in xmppd.SUITES if row.category in ("Core", "IM")])
+    monkeypatch.setattr(xmppd, "FOUNDATIONS", [(row, "", "") for suite in xmppd.SUITES for row in suite.providers])
+    assert commands.run("specs", "--compliance").stdout.endswith("Core  Advanced Server\nIM    Advanced Server\n")
+    without = [row for row in xmppd.FOUNDATIONS if row[0] not in ("XEP-0368", "RFC 6121")]
+    monkeypatch.setattr(xmppd, "FOUNDATIONS", without)
+    told = commands.run("specs", "--compliance").stdout
+    assert re.search(r"^Core +Advanced Server +Direct TLS +XEP-0368 +no: XEP-0368$", told, re.MULTILINE)
+    assert told.endswith("Core  Server\nIM    not reached\n")
+    told = json.loads(commands.run("specs", "--compliance", "--json").stdout)
+    assert told["levels"] == {"Core": "Server", "IM": ""}

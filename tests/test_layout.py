@@ -1,7 +1,7 @@
 """The rules of the book: what makes one long file readable is checked here, not hoped for.
 
 `python -m tests.test_layout` prints how long the chapters are; with --write it makes the
-table of specifications in README.md anew.
+tables of specifications in README.md anew.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ TOP_LEVEL = {"xmppd.py", "tests", "README.md", "LICENSE", "example.toml", "pypro
 }  # fmt: skip
 LONGEST = 60  # lines of a function that gives no reason
 SPECS = re.compile(r"<!-- specs -->\n(.*?)<!-- /specs -->", re.DOTALL)
+COMPLIANCE = re.compile(r"<!-- compliance -->\n(.*?)<!-- /compliance -->", re.DOTALL)
 RULER = re.compile(r"# ==== (\d+)\. (\S.*\S) ====")
 CITATION = re.compile(r"XEP-\d{4}|RFC \d{4}")
 
@@ -339,6 +340,18 @@ def specs_table() -> str:
     return "| Specification | Title | In the code |\n|---|---|---|\n" + "".join(rows)
 
 
+def test_the_readmes_table_of_compliance_is_the_codes() -> None:
+    block = COMPLIANCE.search(README.read_text())
+    assert block, "README.md has no <!-- compliance --> block"
+    assert block[1] == compliance_table(), "write it anew: python -m tests.test_layout --write"
+
+
+def compliance_table() -> str:
+    """Return what the compliance suites ask of a server and what is there, in Markdown."""
+    rows = [f"| {' | '.join(row)} |\n" for row in xmppd.compliance_table()]
+    return "| Suite | Level | Feature | Specifications | Here |\n|---|---|---|---|---|\n" + "".join(rows)
+
+
 # ---- a bad book, in which all of this is found -----------------------------------------
 
 BAD = """
@@ -395,7 +408,9 @@ def main() -> int:
     print("\n".join(measures(Book(Path(xmppd.__file__).read_text()))))
     if "--write" in sys.argv:
         text = README.read_text()
-        README.write_text(SPECS.sub(lambda _: f"<!-- specs -->\n{specs_table()}<!-- /specs -->", text))
+        text = SPECS.sub(lambda _: f"<!-- specs -->\n{specs_table()}<!-- /specs -->", text)
+        text = COMPLIANCE.sub(lambda _: f"<!-- compliance -->\n{compliance_table()}<!-- /compliance -->", text)
+        README.write_text(text)
     return 0
 
 
