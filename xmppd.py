@@ -1885,9 +1885,9 @@ def read_admins(value: Any) -> frozenset[JID]:
     return frozenset(admins)
 
 
-def read_addresses(value: Any) -> tuple[Address, ...]:
+def read_addresses(value: Any, example: str = '["0.0.0.0:5222", "[::]:5222"]') -> tuple[Address, ...]:
     """Where to listen; an empty list switches a listener off."""
-    what = 'a list of "address:port" such as ["0.0.0.0:5222", "[::]:5222"]'
+    what = f'a list of "address:port" such as {example}'
     addresses = []
     for entry in read_list(value, what):
         try:
@@ -1904,6 +1904,25 @@ def read_loopback_addresses(value: Any) -> tuple[Address, ...]:
         if not address.is_loopback:
             raise Unexpected('loopback addresses only (127.0.0.1 or [::1]), for there is no TLS', str(address))
     return addresses
+
+
+def read_nameservers(value: Any) -> tuple[Address, ...]:
+    """Which servers to ask for names; none: those of the system."""
+    return read_addresses(value, '["127.0.0.1:53"]')
+
+
+def read_routes(value: Any) -> dict[str, tuple[str, int]]:
+    """Where the servers of some domains are, by domain: a name or an IP address, and a port (RFC 6120 §3.2.3)."""
+    what = 'domains with their servers, such as { "example.net" = "192.0.2.7:5269" }'
+    if not isinstance(value, dict):
+        raise Unexpected(what, value)
+    routes = {}
+    for domain, server in value.items():
+        host, colon, port = server.rpartition(":") if isinstance(server, str) else ("", "", "")
+        if not (colon and port.isascii() and port.isdigit() and 0 < int(port[:6]) <= 65535):
+            raise Unexpected(what, server)
+        routes[read_domain(domain)] = (read_domain(host), int(port))
+    return routes
 
 
 DAYS_IN = {"day": 1, "week": 7, "month": 30, "year": 365}
@@ -2091,6 +2110,8 @@ class Config:
     storage_sync: bool = True
     compat: Compat = field(default_factory=Compat)
     federation_enabled: bool | None = None  # None: by the look of the domain
+    federation_nameservers: tuple[Address, ...] = ()  # none: those of the system
+    federation_routes: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # domain to (host, port)
     muc_host: str = "conference"
     muc_create: str = "everyone"
     file: Path | None = None  # where it was read from; None: only defaults
@@ -2115,6 +2136,8 @@ CONFIG_KEYS: dict[str, ConfigReader] = {
     "storage.sync": read_boolean,
     **{f"compat.{entry.name}": read_boolean for entry in fields(Compat)},
     "federation.enabled": read_boolean,
+    "federation.nameservers": read_nameservers,
+    "federation.routes": read_routes,
     "muc.host": read_label,
     "muc.create": read_creators,
 }
@@ -2316,6 +2339,7 @@ def config_suggestion(path: str) -> str:
 
 log = logging.getLogger("xmppd")
 
+MAX_WAITING_THREADS = 8  # that wait for the network at once: look-ups of names, some of which take seconds
 MAX_TIMERS_PER_TURN = 64  # a crowd that came together times out together; ending one takes 0.2 ms
 
 
@@ -2350,6 +2374,8 @@ class Loop:
         self._last_in_turn: list[Callable[[], None]] = []
         self._running = False
         self._workers: ThreadPoolExecutor | None = None
+        self._waiting_threads = 0
+        self._to_wait_for: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._wake_reader, self._wake_writer = socket.socketpair()
         for end in (self._wake_reader, self._wake_writer):
             end.setblocking(False)
@@ -2403,6 +2429,33 @@ class Loop:
             self._workers = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) - 1), "worker")
         future = self._workers.submit(function, *args)
         future.add_done_callback(lambda done: self.post(functools.partial(self._finish, done, then, failed)))
+
+    def wait_apart(self, function: Callable[..., Any], *args: Any, then: Callable[[Any], None],
+                   failed: Callable[[BaseException], None] | None = None) -> None:  # fmt: skip
+        """Do the same as `offload` for what waits for the network.
+
+        Its threads are others, or a name server that doesn't answer would hold up all
+        logins; and they are daemons, so that they don't hold up the end of the program.
+        """
+        from concurrent.futures import Future
+
+        future: Future[Any] = Future()
+        future.add_done_callback(lambda done: self.post(functools.partial(self._finish, done, then, failed)))
+        self._to_wait_for.put(functools.partial(self._wait_for, future, function, args))
+        if self._waiting_threads < MAX_WAITING_THREADS:
+            self._waiting_threads += 1
+            threading.Thread(target=self._keep_waiting, name="waiting", daemon=True).start()
+
+    def _keep_waiting(self) -> None:
+        while (job := self._to_wait_for.get()) is not None:
+            job()
+
+    @staticmethod
+    def _wait_for(future: Future[Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        try:
+            future.set_result(function(*args))
+        except Exception as error:  # whatever it is, it is the caller's, in the loop's thread
+            future.set_exception(error)
 
     def _finish(self, future: Future[Any], then: Callable[[Any], None],
                 failed: Callable[[BaseException], None] | None) -> None:  # fmt: skip
@@ -2472,6 +2525,8 @@ class Loop:
         """Release the selector, the wake-up pipe and the workers; nothing may be registered any more."""
         if self._workers is not None:
             self._workers.shutdown(wait=True, cancel_futures=True)
+        for _ in range(self._waiting_threads):
+            self._to_wait_for.put(None)
         self._selector.close()
         self._wake_reader.close()
         self._wake_writer.close()
@@ -13742,6 +13797,207 @@ class MultiUserChat(Feature):
 # a certificate or by dialback, which asks the server that DNS names. The other way round,
 # nothing that comes in is believed before its domain is proven. A component is a program
 # of this network's own that speaks for one domain and shows a shared secret.
+
+
+# -- where the server of a domain is (RFC 6120 §3.2)
+#
+# DNS answers with SRV records (RFC 2782): name and port of each server, by priority, those of
+# one priority in a random order that their weights decide. `_xmpps-server` stands beside
+# `_xmpp-server` for servers that speak TLS from the first byte (XEP-0368 §3); the records
+# of both are one set. Without such records the domain itself is the server, on the port of
+# the standard. A record whose target is "." says: decidedly no such service.
+
+SERVICE_PORTS = {"xmpp-server": 5269, "xmpp-client": 5222}  # RFC 6120 §14.7
+MAX_TARGETS = 8  # of a domain, whose addresses are looked up; large services have four
+MAX_LOOKUPS = 1000  # domains that are remembered, some 1 KB each
+LOOKUP_TIMEOUT = 15.0  # seconds for all questions about one domain
+LOOKUP_LIFE = (60.0, 3600.0)  # seconds an answer is believed at least (strangers ask) and at most (servers move)
+FAILED_LOOKUP_LIFE = 10.0  # seconds; name servers that don't answer are mended by others
+
+
+class ServiceRecord(NamedTuple):
+    """One server of a domain by an SRV record (RFC 2782); which name it stands under tells `direct_tls` (XEP-0368)."""
+
+    priority: int
+    weight: int
+    host: str
+    port: int
+    direct_tls: bool = False
+
+
+class Target(NamedTuple):
+    """A server to try, by each of its addresses in turn."""
+
+    host: str
+    port: int
+    direct_tls: bool
+    addresses: tuple[str, ...]
+
+
+def srv_order(records: Iterable[ServiceRecord], draw: Callable[[int], int] = secrets.randbelow) -> list[ServiceRecord]:
+    """Return the records in the order in which they are to be tried (RFC 2782, "Weight"); `draw(n)` is one of 0 … n-1.
+
+    By priority; among equals, each next one is drawn with a chance in proportion to its
+    weight, where those of weight 0 stand in front and have a very small one.
+    """
+    left = sorted(records, key=lambda record: (record.priority, record.weight > 0))
+    ordered = []
+    while left:
+        peers = [record for record in left if record.priority == left[0].priority]
+        mark = draw(sum(record.weight for record in peers) + 1)
+        for chosen in peers:
+            mark -= chosen.weight
+            if mark <= 0:
+                break
+        left.remove(chosen)
+        ordered.append(chosen)
+    return ordered
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """What is known of where the servers of a domain are."""
+
+    records: tuple[ServiceRecord, ...]
+    addresses: Mapping[str, tuple[str, ...]]  # by host
+    is_guess: bool  # there are no SRV records, so this is the domain itself
+    seconds: float  # how long it may be believed
+    problems: tuple[str, ...]  # questions that nobody answered
+
+    def targets(self) -> list[Target]:
+        """Return what to try, in an order drawn anew each time."""
+        return [Target(record.host, record.port, record.direct_tls, found)
+                for record in srv_order(self.records) if (found := self.addresses.get(record.host))]  # fmt: skip
+
+
+class Lookup:
+    """All questions about one domain. They block for as long as DNS takes, so they belong into a thread that waits."""
+
+    def __init__(self, domain: str, service: str = "xmpp-server", *, nameservers: Sequence[Address] = (),
+                 route: tuple[str, int] | None = None) -> None:  # fmt: skip
+        self.domain = ascii_domain(domain)
+        self.service = service
+        self.nameservers = nameservers
+        self.route = route
+        self.problems: list[str] = []
+        self._life = LOOKUP_LIFE[1]
+        self._until = 0.0
+
+    def find(self) -> Whereabouts:
+        """Return what DNS says."""
+        self._until = time.monotonic() + LOOKUP_TIMEOUT
+        records = self._services()
+        is_guess = records is None
+        if records is None:
+            records = [ServiceRecord(0, 0, self.domain, SERVICE_PORTS[self.service])]  # RFC 6120 §3.2.2
+        records = sorted(records)[:MAX_TARGETS]
+        addresses = {host: self._addresses(host) for host in {record.host for record in records}}
+        is_whole = not is_guess and all(addresses.values())
+        life = FAILED_LOOKUP_LIFE if self.problems else max(LOOKUP_LIFE[0], self._life if is_whole else 0)
+        return Whereabouts(tuple(records), addresses, is_guess, life, tuple(self.problems))
+
+    def _services(self) -> list[ServiceRecord] | None:
+        """Return the servers that somebody has written down; None: nobody has."""
+        if self.route is not None:  # §3.2.3: instead of all questions
+            host, port = self.route
+            return [ServiceRecord(0, 0, ascii_domain(host), port)]
+        if ip_octets(self.domain) or not has_dnspython():
+            return None
+        found = []
+        for service, direct_tls in ((self.service, False), (self.service.replace("xmpp", "xmpps", 1), True)):
+            for record in self._ask(f"_{service}._tcp.{self.domain}", "SRV"):
+                host = record.target.to_text(omit_final_dot=True).lower()
+                found.append(ServiceRecord(record.priority, record.weight, host, record.port, direct_tls))
+        return [record for record in found if record.host != "."] if found else None
+
+    def _addresses(self, host: str) -> tuple[str, ...]:
+        """Return the addresses of a host; the system knows some that DNS doesn't, but not our name servers."""
+        if octets := ip_octets(host):
+            return (socket.inet_ntop(socket.AF_INET if len(octets) == 4 else socket.AF_INET6, octets),)
+        if self.nameservers and has_dnspython():
+            return tuple(record.address for kind in ("AAAA", "A") for record in self._ask(host, kind))
+        try:  # bytes, for Python would prepare a str in its own way
+            found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            log.debug("%s: %s", host, error)
+            return ()
+        return tuple(dict.fromkeys(str(address[0]) for *_kind, address in found))
+
+    def _ask(self, name: str, kind: str) -> list[Any]:
+        """Return the records of this kind; none also if nobody answers."""
+        import dns.exception
+        import dns.resolver
+
+        try:
+            resolver = dns.resolver.Resolver(configure=not self.nameservers)
+            if self.nameservers:
+                resolver.nameservers = [server.host for server in self.nameservers]
+                resolver.nameserver_ports = {server.host: server.port for server in self.nameservers}
+            patience = max(0.1, self._until - time.monotonic())
+            answer = resolver.resolve(f"{name}.", kind, lifetime=patience, search=False)
+        except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
+            return []
+        except dns.exception.DNSException as error:
+            self.problems.append(f"{kind} {name}: {error}")
+            return []
+        self._life = min(self._life, answer.rrset.ttl if answer.rrset else 0)
+        return list(answer)
+
+
+def has_dnspython() -> bool:
+    """Whether the optional package is installed; without it there are no SRV records, only addresses."""
+    import importlib.util
+
+    return importlib.util.find_spec("dns") is not None
+
+
+class Resolver:
+    """Finds the servers of other domains, and remembers for as long as DNS allows."""
+
+    def __init__(self, config: Config, loop: Loop) -> None:
+        self.config = config
+        self.loop = loop
+        self._known: OrderedDict[str, tuple[float, Whereabouts]] = OrderedDict()  # until when, in the loop's seconds
+        self._asking: dict[str, list[Callable[[list[Target]], None]]] = {}  # who waits for an answer, by domain
+        self._has_complained = False
+
+    def look_up(self, domain: str, then: Callable[[list[Target]], None]) -> None:
+        """Call `then(targets)` in a later turn, with the servers to try in this order; none: there is no such service.
+
+        All of `targets` may be tried, each by all its addresses (RFC 6120 §3.2.1); beyond
+        them nothing is left to try.
+        """
+        known = self._known.get(domain)
+        if known is not None and known[0] > self.loop.now():
+            return self.loop.post(lambda: then(known[1].targets()))
+        if domain in self._asking:
+            return self._asking[domain].append(then)
+        self._asking[domain] = [then]
+        self._complain()
+        lookup = Lookup(domain, nameservers=self.config.federation_nameservers,
+                        route=self.config.federation_routes.get(domain))  # fmt: skip
+        self.loop.wait_apart(lookup.find, then=functools.partial(self._found, domain),
+                             failed=functools.partial(self._failed, domain))  # fmt: skip
+
+    def _failed(self, domain: str, error: BaseException) -> None:
+        log.error("%s: unexpected error in a look-up", domain, exc_info=error)
+        self._found(domain, Whereabouts((), {}, False, FAILED_LOOKUP_LIFE, ()))
+
+    def _found(self, domain: str, found: Whereabouts) -> None:
+        for problem in found.problems:
+            log.info("%s: %s", domain, problem)
+        self._known[domain] = (self.loop.now() + found.seconds, found)
+        self._known.move_to_end(domain)
+        if len(self._known) > MAX_LOOKUPS:
+            self._known.popitem(last=False)
+        for then in self._asking.pop(domain):
+            self.loop.post(functools.partial(then, found.targets()))
+
+    def _complain(self) -> None:
+        if not self._has_complained and not has_dnspython():
+            self._has_complained = True
+            log.warning("other servers are looked for only at their domain's own address, port 5269, since the Python "
+                        "package dnspython is missing; get it with: python3 -m pip install dnspython")  # fmt: skip
 
 
 # ==== 24. The web (RFC 7395, XEP-0124, XEP-0206, XEP-0156, XEP-0363) ====

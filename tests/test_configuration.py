@@ -53,6 +53,10 @@ KEYS = [
     ("[compat]\ndigest_md5 = true", "compat.digest_md5", True),
     ("[federation]\nenabled = true", "federation_enabled", True),
     ("[federation]\nenabled = false", "federation_enabled", False),
+    ('[federation]\nnameservers = ["127.0.0.1:53"]', "federation_nameservers", (Address(socket.AF_INET, "127.0.0.1", 53),)),
+    ('[federation.routes]\n"Example.net" = "127.0.0.3:5269"', "federation_routes", {"example.net": ("127.0.0.3", 5269)}),
+    ('[federation]\nroutes = { "example.net" = "Xmpp.Example.com:1" }', "federation_routes", {"example.net": ("xmpp.example.com", 1)}),
+    ('[federation.routes]\n"example.net" = "[::1]:65535"', "federation_routes", {"example.net": ("[::1]", 65535)}),
     ('[muc]\nhost = "Rooms"', "muc_host", "rooms"),
     ('[muc]\nhost = ""', "muc_host", ""),
     ('[muc]\ncreate = "admins"', "muc_create", "admins"),
@@ -146,6 +150,19 @@ MISTAKES = [
     ),
     ("[compat]\niq_auth = 'no'", "[compat] iq_auth: expected true or false, found 'no'"),
     ("[storage]\nsync = 0", "[storage] sync: expected true or false, found 0"),
+    *(
+        (
+            f'[federation.routes]\n"example.net" = {value}',
+            '[federation] routes: expected domains with their servers, such as { "example.net" = "192.0.2.7:5269" }, '
+            f"found {value}",
+        )
+        for value in ("'127.0.0.3'", "'127.0.0.3:0'", "'127.0.0.3:65536'", "'127.0.0.3:x'", "5269")
+    ),
+    ("[federation]\nroutes = 'x'", "[federation] routes: expected domains with their servers, such as "
+     """{ "example.net" = "192.0.2.7:5269" }, found 'x'"""),
+    ("[federation.routes]\n'a b' = '127.0.0.3:5269'", "[federation] routes: expected a domain such as \"example.org\", found 'a b'"),
+    ("[federation]\nnameservers = ['127.0.0.1']", "[federation] nameservers: expected a list of \"address:port\" such as "
+     "[\"127.0.0.1:53\"], found '127.0.0.1'"),
     ('[muc]\nhost = "a.b"', """[muc] host: expected one word such as "conference", or "" to switch it off, found 'a.b'"""),
     ("[muc]\nhost = false", '[muc] host: expected one word such as "conference", or "" to switch it off, found false'),
     ('[muc]\ncreate = "nobody"', """[muc] create: expected "everyone" or "admins", found 'nobody'"""),
