@@ -2470,24 +2470,24 @@ class Loop:
     def turn(self, timeout: float | None = None) -> None:
         """Run one turn, waiting at most `timeout` seconds for something to happen (None: as long as it takes)."""
         for key, events in self._selector.select(self._patience(timeout)):
-            self._call(key.data, events)
+            self.call(key.data, events)
         now = self.now()
         for _ in range(MAX_TIMERS_PER_TURN):
             if not self._timers or self._timers[0][0] > now:
                 break
             timer = heapq.heappop(self._timers)[2]
             if timer.callback is not None:
-                self._call(timer.callback)
+                self.call(timer.callback)
         for _ in range(len(self._posted)):  # what these post in turn waits for the next turn
-            self._call(self._posted.popleft())
+            self.call(self._posted.popleft())
         for callback in self.at_turn_end:
-            self._call(callback)
+            self.call(callback)
         while self._last_in_turn:
             callbacks, self._last_in_turn = self._last_in_turn, []
             for callback in callbacks:
-                self._call(callback)
+                self.call(callback)
             for callback in self.at_turn_end:  # what those changed must not wait until something else happens
-                self._call(callback)
+                self.call(callback)
 
     def _patience(self, timeout: float | None) -> float | None:
         if self._posted or self._last_in_turn:
@@ -2499,7 +2499,8 @@ class Loop:
             return due if timeout is None else min(due, timeout)
         return timeout
 
-    def _call(self, callback: Callable[..., None], *args: int) -> None:
+    def call(self, callback: Callable[..., None], *args: int) -> None:
+        """Call `callback` now; a bug in it is logged, and is not its caller's."""
         try:
             callback(*args)
         except Exception:  # the loop calls out: a bug in one callback must not end the others
@@ -2558,6 +2559,8 @@ class Loop:
 # Left out: transactions over several turns, queries, indexes.
 
 Json = Any  # what JSON can say: None, bool, int, float, str, and lists and dicts of these
+Attempt = TypeVar("Attempt")
+Outcome = TypeVar("Outcome")
 
 JOURNAL_BYTES = 4 * 1024 * 1024  # bytes until the next checkpoint; read back in about 0.2 s at start [measured]
 CACHE_BYTES = 16 * 1024 * 1024  # bytes of memory for documents at rest; some 10,000 small ones
@@ -3215,6 +3218,8 @@ class Documents(Shelf[Document]):
         data = encode_json(value)
         document = self.find(owner)
         self.change(document, "set", data)
+        if self.storage.way_back is not None:
+            self.storage.way_back.append(functools.partial(setattr, document, "value", document.value))
         document.value = self._own(value, data)
         document.lent = True  # by whoever gave it
 
@@ -3242,6 +3247,8 @@ class Documents(Shelf[Document]):
         if item is None and key not in (document.value or ()):
             return
         self.change(document, "put", encode_json(key), data)
+        if self.storage.way_back is not None:
+            self.storage.way_back.append(self._undoing_put(document, key))
         self._put(document, key, self._own(item, data))
 
     def replay_set(self, owner: JID, value: Json) -> None:
@@ -3280,6 +3287,11 @@ class Documents(Shelf[Document]):
             document.value.pop(key, None)
         else:
             document.value[key] = item
+
+    def _undoing_put(self, document: Document, key: str) -> Callable[[], None]:
+        if document.value is None:
+            return functools.partial(setattr, document, "value", None)
+        return functools.partial(self._put, document, key, document.value.get(key))
 
     def _own(self, value: Json, data: bytes) -> Json:
         """Return what the cache keeps: the value itself, or in tests a copy that nobody else can edit."""
@@ -3382,6 +3394,24 @@ class Tail(Entry):
         if self.count is not None:
             self.count += 1
 
+    def take_back(self) -> None:
+        """Forget the newest record, which is still pending."""
+        self.end -= len(self.pending.pop())
+        if self.count is not None:
+            self.count -= 1
+
+    def returning(self) -> Callable[[], None]:
+        """Return what brings the log back to how it is now."""
+        names = ("generation", "start", "base", "end", "count")
+        before, pending = {name: getattr(self, name) for name in names}, deque(self.pending)
+
+        def go_back() -> None:
+            self.pending = pending
+            for name, value in before.items():
+                setattr(self, name, value)
+
+        return go_back
+
     def restart(self, generation: int, offset: int = 0) -> None:
         """Be empty, at this place."""
         self.generation = generation
@@ -3443,6 +3473,8 @@ class Log(Shelf[Tail]):
         line = encode_json(record)
         tail = self.find(owner)
         self.change(tail, "append", b"%d,%d" % (tail.generation, tail.end), line)
+        if self.storage.way_back is not None:
+            self.storage.way_back.append(tail.take_back)
         tail.append(line + b"\n")
 
     def read(self, owner: JID) -> list[Json]:
@@ -3482,6 +3514,8 @@ class Log(Shelf[Tail]):
         lines = [encode_json(record) for record in records]
         tail = self.find(owner)
         self.change(tail, "rewrite", b"%d,[%s]" % (tail.generation + 1, b",".join(lines)))
+        if self.storage.way_back is not None:
+            self.storage.way_back.append(tail.returning())
         tail.restart(tail.generation + 1)
         for line in lines:
             tail.append(line + b"\n")
@@ -3496,6 +3530,8 @@ class Log(Shelf[Tail]):
             return
         start = tail.start + dropped if left else tail.end
         self.change(tail, "drop", b"%d,%d" % (tail.generation, start))
+        if self.storage.way_back is not None:
+            self.storage.way_back.append(tail.returning())
         tail.drop(start)
         tail.count = left
 
@@ -3675,6 +3711,7 @@ class Storage:
         self._documents: dict[str, Documents] = {}
         self._logs: dict[str, Log] = {}
         self._changes: list[bytes] = []  # of this turn
+        self.way_back: list[Callable[[], None]] | None = None  # what undoes the changes of an attempt; None: no attempt
         self._has_work = False  # for the end of this turn
         self._reports: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = DiskThread(self, self._report)
@@ -3730,6 +3767,32 @@ class Storage:
         """Raise StanzaError("resource-constraint") if nothing can be changed; `failed` says why."""
         if self.failed:
             raise StanzaError("resource-constraint", "this server cannot store anything at the moment")
+
+    def attempt(self, function: Callable[[Attempt], Outcome], argument: Attempt) -> Outcome:
+        """Return `function(argument)`; if it raises, no document and no log knows of it afterwards.
+
+        A refused request must leave nothing half done, whatever went wrong and however late. What
+        was said to others meanwhile stays said. Outside of attempts nothing is kept for a way back.
+        """
+        outer, self.way_back = self.way_back, []
+        begin = len(self._changes)
+        try:
+            return function(argument)
+        except BaseException:
+            self._go_back(begin)
+            raise
+        finally:
+            if outer is not None:
+                outer.extend(self.way_back)
+            self.way_back = outer
+
+    def _go_back(self, begin: int) -> None:
+        way_back, self.way_back = self.way_back or [], []
+        for undo in reversed(way_back):
+            undo()
+        if len(self._changes) > begin == 0:
+            self.position -= 1  # there is no line of this turn: who waited for it would wait for ever
+        del self._changes[begin:]
 
     def commit(self) -> None:
         """At the end of a turn: hand its changes to the disk thread as one line, and let a checkpoint go on."""
@@ -7908,7 +7971,7 @@ class Server:
         if self.trace is not None:
             self.trace.decided(handler.rule)
         request = Iq(stanza, payload, self, sender, owner, session=self.session(sender))
-        answer = handler.function(request)
+        answer = self.storage.attempt(handler.function, request)
         if isinstance(answer, Later):
             self._answer_later(request, answer)
         else:
@@ -7930,9 +7993,13 @@ class Server:
 
         def then(result: Any) -> None:
             try:
-                self._finish(request, later.then(result))
+                payload = self.storage.attempt(later.then, result)
             except StanzaError as error:
-                self.refuse(request.stanza, error)
+                return self.refuse(request.stanza, error)
+            except Exception:  # as in `receive`
+                log.exception("%s: unexpected error", request.sender)
+                return self.refuse(request.stanza, StanzaError("internal-server-error"))
+            self._finish(request, payload)
 
         if request.session is not None:
             request.session.stream.wait_for(later.function, *later.args, then=then)
@@ -7948,7 +8015,7 @@ class Server:
             result.add(payload)
         self.reply(result)
         for callback in request.later:
-            callback()
+            self.loop.call(callback)  # the request is answered: what goes wrong now is nobody's but ours
 
     def answer_before_binding(self, stream: ClientStream, stanza: Stanza) -> bool:
         """Answer a request of the place `stream`; False when it is none. Raises StreamError."""
@@ -7959,7 +8026,7 @@ class Server:
             return False
         host = JID("", stream.host, "")
         request = Iq(stanza, stanza[0], self, host, host, stream=stream)
-        self._answer_stream(request, lambda: handler.function(request))
+        self._answer_stream(request, lambda: self.storage.attempt(handler.function, request))
         return True
 
     def _answer_stream(self, request: Iq, ask: Callable[[], Answer]) -> None:
@@ -7974,13 +8041,13 @@ class Server:
         if isinstance(answer, Later):
             then = answer.then
             return stream.wait_for(answer.function, *answer.args, then=lambda result: self._answer_stream(
-                request, lambda: then(result)))  # fmt: skip
+                request, lambda: self.storage.attempt(then, result)))  # fmt: skip
         result = Stanza(IQ, {"type": "result", "id": stanza.get("id", ""), "from": stream.host})
         if answer is not None:
             result.add(answer)
         stream.send(result)
         for callback in request.later:
-            callback()
+            self.loop.call(callback)
 
     # -- the server's own requests
 
@@ -12721,14 +12788,18 @@ class Room:
             raise StanzaError("forbidden", "you have no voice in this room")  # §7.4
         message = self._cleaned(stanza, occupant)
         message.add(E(STANZA_ID("stanza-id"), by=self.address, id=secrets.token_urlsafe(12)))
-        if changes_subject:
-            self.subject = Said.now(message, self.address)
-            self._keep.store(self, "subject", self.subject.record())
-        elif belongs_to_history(stanza):
-            said = Said.now(message, self.address)
-            self.history.add(said, self["maxhistoryfetch"])
-            self._keep.remember(self, said)
+        if changes_subject or belongs_to_history(stanza):
+            self._keep_said(Said.now(message, self.address), changes_subject)
         self._fan_out(message)
+
+    def _keep_said(self, said: Said, is_subject: bool) -> None:
+        """On disk first: a full one refuses, and then nothing was said."""
+        if is_subject:
+            self._keep.store(self, "subject", said.record())
+            self.subject = said
+        else:
+            self._keep.remember(self, said)
+            self.history.add(said, self["maxhistoryfetch"])
 
     def speaker(self, stanza: Stanza) -> Occupant:
         """Return who has sent this; raises StanzaError("not-acceptable") if nobody here has (§7.4, §7.5)."""
@@ -13388,9 +13459,9 @@ class MultiUserChat(Feature):
 
     def forget(self, room: Room) -> None:
         """The room is gone, from memory and from disk."""
-        self.rooms.pop(room.jid, None)
         if room.jid in self.documents:
-            self.server.storage.remove_owner(room.jid)
+            self.server.storage.remove_owner(room.jid)  # first: a full disk refuses it
+        self.rooms.pop(room.jid, None)
 
     def _tidy(self, room: Room) -> None:
         """§7.14: an empty room stays only if it is persistent and was ever configured."""

@@ -12,6 +12,7 @@ from tests.muc import (
     CONFIG,
     COVEN,
     HOST,
+    OWNER,
     SERVICE,
     administering,
     configures,
@@ -22,6 +23,7 @@ from tests.muc import (
     forget,
     gone,
     listing,
+    refused,
     result,
     saying,
     witch,
@@ -211,3 +213,21 @@ def test_a_room_survives_a_crash(process_server: ProcessServer) -> None:
     benvolio = process_server.client().login("benvolio", resource="pda")
     benvolio.sends(enter("Benvolio", room=KITCHEN))
     assert benvolio.receives("<presence type='error' ...>...</presence>").find(".//{*}forbidden") is not None
+
+
+# ---- when the disk is full ------------------------------------------------------------
+
+
+def test_on_a_full_disk_nothing_is_said_and_nothing_changes_in_a_room_that_lasts(server: MemoryServer) -> None:
+    """XEP0045-8.1-6: what cannot be kept is refused before anybody hears it, the newcomers of later included."""
+    crone, wicca, hag = coven(server, persistentroom=True)
+    server.storage.failed = "no space left on the disk"
+    crone.sends(f"<message type='groupchat' id='s' to='{COVEN}'><subject>Spells</subject></message>" + saying("Thrice the brinded cat", id="c"))
+    crone.receives(refused("resource-constraint", "s", "message"), refused("resource-constraint", "c", "message"))
+    crone.sends(f"<iq type='set' id='d' to='{COVEN}'><query xmlns='{OWNER}'><destroy/></query></iq>")
+    crone.receives(refused("resource-constraint", "d"))
+    for client in (wicca, hag):
+        client.receives_nothing()
+    server.storage.failed = ""
+    hecate = witch(server, "hecate")
+    assert kinds(enters(hecate, "hecate")) == ["firstwitch", "secondwitch", "thirdwitch", "hecate", ""], "no history, no subject"

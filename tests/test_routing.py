@@ -707,6 +707,46 @@ def test_a_bug_in_a_handler_costs_one_stanza(
     romeo.receives_nothing()
 
 
+def test_a_request_that_fails_late_has_changed_nothing(
+    server: MemoryServer, romeo: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC6120-8.3.1: an error says that it was not done; so a bug behind the change must undo it."""
+
+    def fails(self: xmppd.Feature, owner: xmppd.JID, contact: xmppd.JID) -> None:
+        raise ZeroDivisionError
+
+    item = "<item jid='juliet@example.org' subscription='none'/>"
+    with monkeypatch.context() as patch:
+        patch.setattr(xmppd.Roster, "roster_changed", fails)
+        romeo.sends("<iq type='set' id='r1'><query xmlns='jabber:iq:roster'><item jid='juliet@example.org'/></query></iq>")
+        romeo.receives("<iq type='error' id='r1'><error type='cancel'><internal-server-error .../></error></iq>")
+    assert len(server.bugs.reports) == 1
+    server.bugs.reports.clear()
+    romeo.sends("<iq type='get' id='r2'><query xmlns='jabber:iq:roster'/></iq>")
+    romeo.receives("<iq type='result' id='r2'><query xmlns='jabber:iq:roster' ver='*'/></iq>")
+    romeo.sends("<iq type='set' id='r3'><query xmlns='jabber:iq:roster'><item jid='juliet@example.org'/></query></iq>")
+    romeo.receives(f"<iq type='set' id='*'><query xmlns='jabber:iq:roster' ver='*'>{item}</query></iq>", "<iq type='result' id='r3'/>")
+
+
+def test_a_bug_behind_the_answer_is_no_second_answer(
+    server: MemoryServer, romeo: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC6120-8.2.3-3: exactly one answer, whatever happens to what follows it."""
+
+    def get(self: xmppd.Feature, request: xmppd.Iq) -> None:
+        request.afterwards(lambda: [][0])
+
+    handlers = server.server.registry.iqs
+    key = ("get", "{jabber:iq:version}query", "server", "")
+    feature = handlers[key].feature
+    monkeypatch.setitem(handlers, key, handlers[key]._replace(function=lambda request: get(feature, request)))
+    romeo.sends("<iq type='get' id='v' to='example.org'><query xmlns='jabber:iq:version'/></iq>")
+    romeo.receives("<iq type='result' id='v' from='example.org'/>")
+    romeo.receives_nothing()
+    assert len(server.bugs.reports) == 1
+    server.bugs.reports.clear()
+
+
 # ---- nothing betrays which accounts exist, or who is there (RFC 6120 §13.10.2, §13.11) ----
 
 IQ_PAYLOADS = {

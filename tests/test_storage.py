@@ -6,6 +6,7 @@ the disk thread, and by a disk thread that is stopped without a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import io
@@ -648,6 +649,31 @@ def test_without_sync_a_file_is_never_newer_than_the_journal_on_disk(
         disk.permissions.release()
 
 
+# ---- attempts -------------------------------------------------------------------------
+
+
+class Refused(Exception):
+    """What goes wrong in an attempt."""
+
+
+def attempted(storage: Storage, model: Model, attempt: list[tuple[Any, ...]], fails: bool) -> None:
+    """Let changes be one attempt, which may fail when all are made; the model then knows nothing of them."""
+    before = copy.deepcopy((model.documents, model.logs))
+
+    def handler(changes: list[tuple[Any, ...]]) -> int:
+        for change in changes:
+            model.apply(storage, change)
+        if fails:
+            raise Refused
+        return len(changes)
+
+    try:
+        assert storage.attempt(handler, attempt) == len(attempt)
+        assert not fails
+    except Refused:
+        model.documents, model.logs = before
+
+
 # ---- crashes --------------------------------------------------------------------------
 
 KINDS = ("roster", "vcard")
@@ -826,6 +852,54 @@ def test_a_crash_at_any_step_loses_nothing_acknowledged_and_no_half_turn_survive
         disk.made.append((folder / "data", storage.synced))
         for copied, acknowledged in disk.made[first :: 1 + len(disk.made) // 12]:
             recovers(copied, model, acknowledged)
+
+
+@few
+@given(st.lists(st.lists(st.tuples(st.lists(changes, max_size=3), st.booleans()), max_size=3), max_size=8), st.sampled_from([1, 10_000]))
+def test_an_attempt_that_fails_leaves_nothing_in_memory_nor_on_disk(
+    monkeypatch: pytest.MonkeyPatch, history: list[list[tuple[list[tuple[Any, ...]], bool]]], journal_bytes: int
+) -> None:
+    """A refused request has changed nothing, neither now nor after a restart, and nobody waits for its line."""
+    monkeypatch.setattr(xmppd, "JOURNAL_BYTES", journal_bytes)
+    with tempfile.TemporaryDirectory() as name:
+        turns, model = Turns(), Model()
+        storage = Storage(Path(name) / "data", turns, disk=QuickDisk(), freeze=True)  # type: ignore[arg-type]
+        for turn in history:
+            for attempt, fails in turn:
+                attempted(storage, model, attempt, fails)
+                assert state_of(storage) == model.state()
+            synced(storage, turns)
+        assert storage.way_back is None
+        model.note(storage.position)
+        crash(storage)
+        recovers(Path(name) / "data", model, storage.synced)
+
+
+def test_an_attempt_within_another_is_part_of_it(opened: Opened, tmp_path: Path) -> None:
+    storage, turns = opened(tmp_path / "data")
+    vcards = storage.documents("vcard", dict)
+
+    def inner(fails: bool) -> None:
+        vcards.put(ALICE, "inner", 1)
+        if fails:
+            raise Refused
+
+    def outer(fails: bool) -> None:
+        vcards.put(ALICE, "outer", 1)
+        with contextlib.suppress(Refused):
+            storage.attempt(inner, not fails)
+        if fails:
+            raise Refused
+
+    storage.attempt(outer, False)
+    synced(storage, turns)
+    assert vcards[ALICE] == {"outer": 1}, "the inner one failed"
+    with pytest.raises(Refused):
+        storage.attempt(outer, True)
+    assert vcards[ALICE] == {"outer": 1}, "the outer one failed, and took the inner one with it"
+    position = storage.position
+    synced(storage, turns)
+    assert storage.position == position == storage.synced
 
 
 @few

@@ -25,7 +25,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
@@ -66,6 +66,26 @@ WORDS = (
     *("2026-11-22T14:00:00Z", "1969-07-21T02:56:15-25:00", "AGE=", "====", "n,,n=romeo,r=x", "http://jabber.org/protocol/disco#info"),
     *("O", "\u202e\u0000\ufffe".replace("\0", "").replace("\ufffe", ""), "\U0001f339", "ß", "e\u0301" * 40, " ", "\r\n\t", "]]>", "<&>'\"", "&amp;"),
     *("..", "/", "con", "a" * 1024, "\u05d0\u05d1"),
+)
+NODES = (
+    *("urn:xmpp:avatar:data", "urn:xmpp:avatar:metadata", "urn:xmpp:bookmarks:1", "http://jabber.org/protocol/nick", "node"),
+    *("eu.siacs.conversations.axolotl.devicelist", "urn:xmpp:omemo:2:bundles", "storage:bookmarks", "urn:xmpp:vcard4"),
+)
+PUBLISH_OPTIONS = "http://jabber.org/protocol/pubsub#publish-options"
+NODE_CONFIG = "http://jabber.org/protocol/pubsub#node_config"
+NODE_AFFILIATIONS = ("owner", "publisher", "member", "outcast", "none")
+NODE_FIELDS = tuple(
+    f"pubsub#{name}" for name in ("access_model", "max_items", "persist_items", "send_last_published_item", "notify_retract", "title",
+                                  "roster_groups_allowed", "publish_model", "item_expire", "notification_type", "deliver_payloads")
+)  # fmt: skip
+ROOM_FIELDS = tuple(
+    f"muc#roomconfig_{name}" for name in ("roomname", "roomdesc", "persistentroom", "publicroom", "moderatedroom", "membersonly", "whois",
+                                          "passwordprotectedroom", "roomsecret", "maxusers", "allowinvites", "changesubject", "lang",
+                                          "roomadmins", "roomowners", "enablelogging", "maxhistoryfetch", "allowpm")
+)  # fmt: skip
+FORM_VALUES = (
+    *("0", "1", "true", "false", "open", "presence", "roster", "whitelist", "authorize", "max", "never", "on_sub", "moderators"),
+    *("anyone", "participants", "none", "on_sub_and_presence", "publishers", "subscribers", "headline"),
 )
 MESSAGE_TYPES = ("chat", "normal", "groupchat", "headline", "error", "", "nonsense")
 PRESENCE_TYPES = (
@@ -141,7 +161,7 @@ class Grammar:
 
     def __init__(self, chance: random.Random, server: xmppd.Server) -> None:
         self.chance = chance
-        self.requests = [xmppd.IqKey(*key) for key in server.registry.iqs]  # the keys under which the features answer
+        self.requests = [xmppd.IqKey(*key) for key in server.registry.iqs]  # under which the features answer
         self.services = sorted(server.domains.keys() - set(HOSTS))  # domains of rooms and the like
         self.names = vocabulary()
         self.spaces = sorted(set(namespaces().values()))
@@ -196,6 +216,8 @@ class Grammar:
     def stanza(self, sender: str) -> Said:
         """A message, presence or iq as `sender` might hand it in."""
         said = self.chance.choice((self.message, self.presence, self.iq, self.iq))(sender)
+        if len(said.text.encode()) > xmppd.MAX_STANZA - LONG:
+            return self.stanza(sender)  # several long values have met; that ends a stream, see BREAKING
         if self.chance.random() > 0.2:
             return said
         honest = self.chance.choice((sender, sender.partition("/")[0]))  # as clients may say it, and the server completes it
@@ -259,6 +281,13 @@ class Grammar:
             "{jabber:iq:roster}query": self.roster,
             "{jabber:iq:private}query": self.private,
             "{jabber:iq:register}query": self.register,
+            "{jabber:iq:privacy}query": self.privacy,
+            "{urn:xmpp:blocking}block": lambda: self.blocking("block"),
+            "{urn:xmpp:blocking}unblock": lambda: self.blocking("unblock"),
+            "{http://jabber.org/protocol/pubsub}pubsub": self.pubsub,
+            "{http://jabber.org/protocol/pubsub#owner}pubsub": self.pubsub_owner,
+            "{http://jabber.org/protocol/muc#admin}query": self.muc_admin,
+            "{http://jabber.org/protocol/muc#owner}query": self.muc_owner,
         }.get(tag)
         return maker() if maker and self.chance.random() < 0.8 else self.element(tag=tag)
 
@@ -279,6 +308,83 @@ class Grammar:
             return "<query xmlns='jabber:iq:register'><remove/></query>"
         name, password = self.chance.choice((*PEOPLE, self.word())), self.chance.choice(("new password", self.word()))
         return f"<query xmlns='jabber:iq:register'><username>{escape(name)}</username><password>{escape(password)}</password></query>"
+
+    def privacy(self) -> str:
+        """XEP-0016."""
+        name = f" name={attribute(self.chance.choice(('one', 'two', 'three', self.word())))}" * (self.chance.random() < 0.8)
+        wish = self.chance.choice(("list", "list", "active", "default"))
+        items = "".join(
+            f"<item action='{self.chance.choice(('allow', 'deny', 'deny'))}' order='{order}'{self.privacy_test()}>"
+            f"{self.chance.choice(('', '', '<message/>', '<iq/>', '<presence-in/><presence-out/>'))}</item>"
+            for order in range(self.chance.choice((0, 1, 1, 3)) if wish == "list" else 0)
+        )
+        return f"<query xmlns='jabber:iq:privacy'><{wish}{name}>{items}</{wish}></query>"
+
+    def privacy_test(self) -> str:
+        """Whom a privacy item is about."""
+        kind = self.chance.choice(("", "jid", "jid", "group", "subscription"))
+        value = {"jid": self.address, "group": self.word}.get(kind, lambda: self.chance.choice(("both", "to", "from", "none")))()
+        return f" type='{kind}' value={attribute(value)}" if kind else ""
+
+    def blocking(self, wish: str) -> str:
+        """XEP-0191."""
+        items = "".join(f"<item jid={attribute(self.address())}/>" for _ in range(self.chance.choice((0, 1, 1, 2))))
+        return f"<{wish} xmlns='urn:xmpp:blocking'>{items}</{wish}>"
+
+    def node(self) -> str:
+        """A node's name as an attribute."""
+        return f" node={attribute(self.chance.choice((*NODES, *NODES, self.word())))}"
+
+    def form(self, kind: str, fields: Sequence[str]) -> str:
+        """XEP-0004, of what a node or a room may be told."""
+        inside = "".join(
+            f"<field var={attribute(field)}><value>{escape(self.chance.choice((*FORM_VALUES, self.word())))}</value></field>"
+            for field in self.chance.sample(fields, self.chance.randrange(4))
+        )
+        return (
+            f"<x xmlns='jabber:x:data' type='submit'><field var='FORM_TYPE' type='hidden'><value>{kind}</value></field>{inside}</x>"
+        )
+
+    def pubsub(self) -> str:
+        """XEP-0060 §5 to §7, as everybody may ask."""
+        node, jid = self.node(), attribute(self.address())
+        item = f"<item id={attribute(self.chance.choice(('current', '1', self.word())))}>{self.element(2)}</item>"
+        options = f"<publish-options>{self.form(PUBLISH_OPTIONS, NODE_FIELDS)}</publish-options>" * (self.chance.random() < 0.4)
+        wish = self.chance.choice((
+            *(f"<publish{node}>{item}</publish>{options}", f"<publish{node}>{item}</publish>{options}", f"<items{node}/>"),
+            *(f"<items{node} max_items='1'/>", f"<retract{node} notify='true'><item id='1'/></retract>", f"<create{node}/>"),
+            *(f"<subscribe{node} jid={jid}/>", f"<unsubscribe{node} jid={jid}/>", "<subscriptions/>", "<affiliations/>"),
+            f"<create{node}/><configure>{self.form(NODE_CONFIG, NODE_FIELDS)}</configure>",
+        ))  # fmt: skip
+        return f"<pubsub xmlns='http://jabber.org/protocol/pubsub'>{wish}</pubsub>"
+
+    def pubsub_owner(self) -> str:
+        """XEP-0060 §8."""
+        node, jid = self.node(), attribute(self.address())
+        wish = self.chance.choice((
+            *(f"<delete{node}/>", f"<purge{node}/>", f"<configure{node}/>", "<default/>", f"<subscriptions{node}/>"),
+            f"<configure{node}>{self.form(NODE_CONFIG, NODE_FIELDS)}</configure>",
+            f"<affiliations{node}><affiliation jid={jid} affiliation='{self.chance.choice(NODE_AFFILIATIONS)}'/></affiliations>",
+            f"<subscriptions{node}><subscription jid={jid} subscription='{self.chance.choice(('subscribed', 'none'))}'/></subscriptions>",
+        ))  # fmt: skip
+        return f"<pubsub xmlns='http://jabber.org/protocol/pubsub#owner'>{wish}</pubsub>"
+
+    def muc_admin(self) -> str:
+        """XEP-0045 §8 and §9."""
+        whom = self.chance.choice((f"jid={attribute(self.address())}", f"nick={attribute(self.chance.choice(('a', 'b', self.word())))}"))
+        power = self.chance.choice((
+            *("affiliation='outcast'", "affiliation='none'", "affiliation='member'", "affiliation='admin'", "affiliation='owner'"),
+            *("role='none'", "role='visitor'", "role='participant'", "role='moderator'"),
+        ))  # fmt: skip
+        items = f"<item {whom} {power}><reason>{escape(self.word())}</reason></item>" if self.chance.random() < 0.8 else f"<item {power}/>"
+        return f"<query xmlns='http://jabber.org/protocol/muc#admin'>{items * self.chance.choice((1, 1, 2))}</query>"
+
+    def muc_owner(self) -> str:
+        """XEP-0045 §10."""
+        destroy = f"<destroy jid={attribute(self.address())}><reason>{escape(self.word())}</reason></destroy>"
+        config = self.form("http://jabber.org/protocol/muc#roomconfig", ROOM_FIELDS)
+        wish = self.chance.choice(("", config, config, config, destroy if self.chance.random() < 0.3 else ""))
+        return f"<query xmlns='http://jabber.org/protocol/muc#owner'>{wish}</query>"
 
     def to(self) -> str | None:
         """An address or none."""
@@ -599,6 +705,11 @@ class Play:
         except xmppd.StanzaError:
             return False
 
+    def timers_are_due(self) -> bool:
+        """Whether a timer's moment has come: the loop takes only so many of them in a turn."""
+        loop = self.server.loop
+        return any(when <= loop.now() for when, _order, timer in loop._timers if timer.callback is not None)
+
     def end(self) -> None:
         """Everybody leaves, and time passes until every timeout is over."""
         self.settle()
@@ -609,7 +720,7 @@ class Play:
         loop, done = self.server.loop, list[int]()
         loop.offload(len, "", then=done.append)  # behind what the workers still have to do for strangers
         give_up = time.monotonic() + 10
-        while not done or loop._posted or loop._last_in_turn:
+        while not done or loop._posted or loop._last_in_turn or self.timers_are_due():
             loop.turn(0.01)
             assert time.monotonic() < give_up, "the loop does not come to rest"
 
