@@ -231,3 +231,4 @@ def test_on_a_full_disk_nothing_is_said_and_nothing_changes_in_a_room_that_lasts
     server.storage.failed = ""
     hecate = witch(server, "hecate")
     assert kinds(enters(hecate, "hecate")) == ["firstwitch", "secondwitch", "thirdwitch", "hecate", ""], "no history, no subject"
+    forget(crone, wicca, hag)

@@ -708,7 +708,7 @@ class Play:
     def timers_are_due(self) -> bool:
         """Whether a timer's moment has come: the loop takes only so many of them in a turn."""
         loop = self.server.loop
-        return any(when <= loop.now() for when, _order, timer in loop._timers if timer.callback is not None)
+        return bool(loop._timers) and loop._timers[0][0] <= loop.now()
 
     def end(self) -> None:
         """Everybody leaves, and time passes until every timeout is over."""
