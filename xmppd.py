@@ -3778,7 +3778,7 @@ class Storage:
         begin = len(self._changes)
         try:
             return function(argument)
-        except BaseException:
+        except BaseException:  # whatever ends the attempt ends all of it
             self._go_back(begin)
             raise
         finally:
