@@ -9403,6 +9403,7 @@ class PrivateStorage(Feature):
     """
 
     namespace = PRIVATE
+    server_features = (PRIVATE,)  # where clients look for it, although each asks its own account (Poezio)
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
