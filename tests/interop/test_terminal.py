@@ -20,7 +20,6 @@ import pytest
 from tests.dialogue import password_of
 from tests.servers import ProcessServer
 
-
 PATIENCE = 25.0  # seconds for something to appear on a screen
 ROWS, COLUMNS = 40, 160
 POEZIO = "import os; os.geteuid = os.getuid = lambda: 1; from poezio.poezio import main; main()"  # it refuses to be root
