@@ -199,6 +199,7 @@ CHAT_STATES = Namespace("http://jabber.org/protocol/chatstates")  # XEP-0085
 RECEIPTS = Namespace("urn:xmpp:receipts")  # XEP-0184
 CHAT_MARKERS = Namespace("urn:xmpp:chat-markers:0")  # XEP-0333
 CARBONS = Namespace("urn:xmpp:carbons:2")  # XEP-0280
+SM = Namespace("urn:xmpp:sm:3")  # XEP-0198
 MUC = Namespace("http://jabber.org/protocol/muc")  # XEP-0045
 MUC_USER = Namespace("http://jabber.org/protocol/muc#user")
 MUC_ADMIN = Namespace("http://jabber.org/protocol/muc#admin")
@@ -216,6 +217,7 @@ MAX_DEPTH = 64  # nested elements; deeper than any extension goes, far from Pyth
 MAX_ATTRIBUTES = 64  # of one element
 READ_SIZE = 16 * 1024  # bytes read from one connection per turn: a full TLS record, and fair to the others
 MAX_UNREAD = 4 * 1024 * 1024  # bytes waiting for a peer that doesn't read: then its stream ends
+MAX_UNACKNOWLEDGED = 5000  # stanzas kept for a client until it says that it has them; as ejabberd
 MAX_SASL_FAILURES = 5  # per stream; RFC 6120 §6.4.5 asks for 2 to 5
 MAX_BIND_FAILURES = 10  # per stream; RFC 6120 §7.7.3 asks for 5 to 10
 
@@ -247,6 +249,7 @@ UNAUTHENTICATED_TIMEOUT = 60.0  # to log in; Prosody gives five minutes, which i
 CLOSE_TIMEOUT = 5.0  # for the peer's closing tag after ours (RFC 6120 §4.4)
 SILENCE_TIMEOUT = 300.0  # without a byte from a client before it is asked (RFC 6120 §4.6.4: not more often)
 ANSWER_TIMEOUT = 60.0  # for the answer to that question
+RESUMPTION_TIMEOUT = 3600.0  # to come back after a cut (XEP-0198); Monal asks for an hour, Prosody gives 10 minutes
 SHUTDOWN_TIMEOUT = 4.0  # to say goodbye to everybody: service managers get impatient after five
 
 
@@ -2030,6 +2033,7 @@ class Limits:
     elements: int = bounded(MAX_ELEMENTS, "elements", 100)
     elements_before_login: int = bounded(MAX_ELEMENTS_BEFORE_LOGIN, "elements", 8)
     unread: int = bounded(MAX_UNREAD, "bytes", 65_536)  # waiting for a client that doesn't read
+    unacknowledged: int = bounded(MAX_UNACKNOWLEDGED, "stanzas", 100)  # and of bytes, as many as `unread`
     sasl_failures: int = bounded(MAX_SASL_FAILURES, "attempts", 2, 5)  # RFC 6120 §6.4.5
     bind_failures: int = bounded(MAX_BIND_FAILURES, "attempts", 5, 10)  # RFC 6120 §7.7.3
 
@@ -2055,6 +2059,7 @@ class Limits:
     unauthenticated_timeout: float = timed(UNAUTHENTICATED_TIMEOUT)
     silence_timeout: float = timed(SILENCE_TIMEOUT, 10)
     answer_timeout: float = timed(ANSWER_TIMEOUT)
+    resumption_timeout: float = timed(RESUMPTION_TIMEOUT, 0)  # 0: no session can be resumed
 
 
 @dataclass(frozen=True, slots=True)
@@ -5748,6 +5753,9 @@ class Transport(Protocol):
     def write(self, data: bytes) -> None:
         """Queue bytes for the peer, behind what the journal has to hold first."""
 
+    def write_ahead(self, data: bytes) -> None:
+        """Queue bytes that depend on nothing in the journal, ahead of what waits for it."""
+
     def start_tls(self, host: str) -> None:
         """Begin TLS once everything written is out; then call the stream's `tls_established`."""
 
@@ -5937,6 +5945,12 @@ class Stream(ABC):
             self.server.trace.said(self, stanza)
         self.transport.write(stanza.wire())
 
+    def send_written(self, data: bytes) -> None:
+        """Send a stanza that is written already, by `Stanza.wire`."""
+        if self.server.trace is not None:
+            self.server.trace.said(self, data.decode())
+        self.transport.write(data)
+
     def send_element(self, element: Element) -> None:
         """Send any other first-level element."""
         if self.server.trace is not None:
@@ -6012,6 +6026,7 @@ class ClientStream(Stream):
         server.streams.add(self)
         self.owner: JID | None = None  # the account, once it is authenticated
         self.session: Session | None = None  # once a resource is bound
+        self.is_unfinished = False  # ended without a word of the client's (XEP-0198 §7): its session may go on
         self.failed_logins = 0
         self.sasl_has_failed = False  # then XEP-0078 is no way around it
         self.has_registered = False
@@ -6076,8 +6091,11 @@ class ClientStream(Stream):
 
     def element(self, element: Element) -> None:
         """Pass a bound session's stanza on; anything else is a step of the negotiation."""
-        if self.session is not None and isinstance(element, Stanza):
-            self.server.receive(self.session, element)
+        session = self.session
+        if session is not None and isinstance(element, Stanza):
+            self.server.receive(session, element)
+            if session.management is not None:
+                session.management.count()
         elif isinstance(element, Stanza):
             self._stanza_before_binding(element)
         else:
@@ -6208,14 +6226,20 @@ class ClientStream(Stream):
 
     def wait_for(self, function: Callable[..., Any], *args: Any, then: Callable[[Any], None]) -> None:
         """Run `function(*args)` in a worker, then `then(result)`; the stream stands still meanwhile."""
+        session = self.session
         self._stand_still()
 
         def give_up(error: BaseException) -> None:
             log.error("%s: unexpected error in a worker", self, exc_info=error)
             self._go_on(lambda: self.fail(StreamError("internal-server-error")))
 
-        self.server.loop.offload(
-            function, *args, then=lambda result: self._go_on(lambda: then(result)), failed=give_up)  # fmt: skip
+        def finish(result: Any) -> None:
+            if session is not None and not session.is_attached and self.server.session(session.jid) is session:
+                self.attempt(then, result)  # it waits for another stream, and its request was taken (XEP-0198 §4)
+            else:
+                self._go_on(lambda: then(result))
+
+        self.server.loop.offload(function, *args, then=finish, failed=give_up)
 
     def _wait(self, seconds: float, step: Callable[[], None]) -> None:
         """Take a step of the protocol later; the stream stands still meanwhile."""
@@ -6267,16 +6291,30 @@ class ClientStream(Stream):
 
     def _check_answer(self, asked_at: float) -> None:
         if self.heard_at < asked_at:
-            self.fail(StreamError("connection-timeout"))  # §4.9.3.4
+            self.break_off()
         else:
             self._check_silence()
 
+    def break_off(self) -> None:
+        """The client does not answer: to it, this is a connection that broke."""
+        self.is_unfinished = True
+        self.fail(StreamError("connection-timeout"))  # §4.9.3.4
+
+    def connection_lost(self) -> None:
+        """Not the client's wish, so far as we know (XEP-0198 §7)."""
+        self.is_unfinished = True
+        super().connection_lost()
+
     def ended(self) -> None:
-        """The session ends with its stream."""
+        """The session ends with its stream, or waits for another one (XEP-0198 §5)."""
         super().ended()
         self.server.streams.discard(self)
         session, self.session = self.session, None
-        if session is not None:
+        if session is None:
+            return
+        if self.is_unfinished and session.management is not None and session.management.may_be_resumed:
+            self.server.session_detached(session)
+        else:
             self.server.session_ended(session)
 
 
@@ -6519,6 +6557,15 @@ class Connection:
             self._closing = True  # nothing can be said any more, not even why (threat S11)
             self.network.loop.run_last(self.abort)  # not here: whoever writes may be in the middle of something
             self.network.memory_is_free()
+
+    def write_ahead(self, data: bytes) -> None:
+        """Queue bytes that are true already; whole elements only, since they overtake others."""
+        if self._closed or self._closing or self._deflation is not None:
+            return
+        self._written += len(data)
+        self._size += len(data)
+        self._ready.append(data)
+        self.network.loop.run_last(self.flush)
 
     def compress(self) -> None:
         """Compress from here on, in both directions."""
@@ -7213,6 +7260,15 @@ class Feature:
     def session_bound(self, session: Session) -> None:
         """Event: a resource is bound."""
 
+    def session_detached(self, session: Session) -> None:
+        """Event: the session's stream broke; it stays, and may be resumed on another one (XEP-0198)."""
+
+    def session_resumed(self, session: Session) -> None:
+        """Event: a detached session has a stream again, and what was sent meanwhile is on its way."""
+
+    def acknowledged(self, session: Session, archived: str) -> None:
+        """Event: the client has all messages up to the one with this `stanza-id` of its account's (XEP-0359)."""
+
     def session_ended(self, session: Session) -> None:
         """Event: a resource is gone, politely or not."""
 
@@ -7376,17 +7432,22 @@ class Registry:
 
 
 class Session:
-    """A client with a bound resource (RFC 6120 §7), from binding until its stream ends."""
+    """A client with a bound resource (RFC 6120 §7), from binding until its stream ends.
+
+    With stream management (XEP-0198) it may outlive its stream and wait for another one:
+    then `is_attached` is false, and what is sent to it waits, too.
+    """
 
     def __init__(self, server: Server, stream: ClientStream, jid: JID) -> None:
         self.server = server
-        self.stream = stream
+        self.stream = stream  # the last one that it had
         self.jid = jid
         self.full = str(jid)
         self.bare = jid.bare
         self.connected_at = time.time()
         self.presence: Stanza | None = None  # the last one broadcast; None while unavailable
         self.priority = 0
+        self.ranked: tuple[float, int] = (0.0, -129)  # since when it is available with which priority; kept at its end
         self.interested: set[str] = set()  # namespaces whose pushes it has asked for: the roster's, and others
         self.caps: tuple[str, str, str] | None = None  # hash, ver and node of its capabilities (XEP-0115), once known
         self.caps_asked = False  # it has been asked what it wants, or need not be
@@ -7396,6 +7457,8 @@ class Session:
         self.rules: Rules | None = None  # the privacy list that counts for it, active or default (chapter 19)
         self.sending = server.registry.sending  # its filters: everybody's, and where there are rules, theirs in front
         self.delivering = server.registry.delivering
+        self.management: SessionManagement | None = None  # once it has enabled stream management (chapter 22)
+        self.transmit: Callable[[Stanza], None] = stream.send  # where to stanzas go behind the filters
         self.recipients: set[JID] = set()  # whom it has written to in this minute, as bare JIDs
         self.recipients_until = 0.0  # when that minute ends, by the loop's clock
 
@@ -7406,7 +7469,24 @@ class Session:
             if filtered is None:
                 return
             stanza = filtered
-        self.stream.send(stanza)
+        self.transmit(stanza)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether it has a stream at present."""
+        return self.stream.session is self
+
+    def when_delivered(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the client has what was sent so far, as far as that can be known.
+
+        That is when it has acknowledged it (XEP-0198), or else when it is out of our hands.
+        Stanzas whose acknowledgement the end of the session prevents find another way, so
+        then `callback` is called, too, and right before.
+        """
+        if self.management is not None:
+            self.management.when_acknowledged(callback)
+        else:
+            self.stream.transport.when_sent(callback)
 
     def push(self, payload: Element) -> None:
         """Send a set of the server's own (RFC 6121 §2.1.6); the answer tells nothing."""
@@ -7643,6 +7723,10 @@ class Host:
         if self.server.knows(JID.parse(stanza.get("from", "")), to.bare):
             raise StanzaError("service-unavailable")
 
+    def redeliver(self, stanza: Stanza, to: JID) -> None:
+        """Find another way for a message that has arrived before and did not reach its resource; raises StanzaError."""
+        self._deliver_as_bare(stanza, to, self.server.sessions(to.bare))
+
     def _answer(self, stanza: Stanza, to: JID, sessions: Sequence[Session]) -> None:
         sender = JID.parse(stanza.get("from", ""))
         if sender.bare == to.bare:
@@ -7783,6 +7867,13 @@ class Server:
         for stream in list(self.streams):
             if stream.account == owner and (changer is None or stream is not changer.stream):
                 stream.fail(error)
+        self._end_detached(lambda session: session.bare == owner and session is not changer)
+
+    def _end_detached(self, doomed: Callable[[Session], bool]) -> None:
+        """End the sessions that wait for a stream and are `doomed`."""
+        for session in list(self.all_sessions()):
+            if not session.is_attached and doomed(session):
+                self.session_ended(session)
 
     def sees(self, viewer: JID, owner: JID) -> bool:
         """Whether `viewer` may know about `owner`'s presence: it is the owner, or subscribed (RFC 6121 §8.1)."""
@@ -7829,9 +7920,8 @@ class Server:
         """
         old = self.session(jid)
         if old is not None:
-            old.stream.fail(StreamError("conflict", "the resource was bound anew"))
-        if len(self._sessions.get(jid.bare, ())) >= self.config.limits.resources:
-            raise StanzaError("resource-constraint", "too many resources are connected")  # §7.6.2.1
+            self.end(old, StreamError("conflict", "the resource was bound anew"))
+        self._make_room(jid.bare)
         session = Session(self, stream, jid)
         self._sessions.setdefault(jid.bare, []).append(session)
         stream.bound(session)
@@ -7839,6 +7929,29 @@ class Server:
         for event in self.registry.listeners("session_bound"):
             event(session)
         return session
+
+    def _make_room(self, owner: JID) -> None:
+        """Let a session that only waits to be resumed go rather than refuse a new one; raises StanzaError."""
+        sessions = self._sessions.get(owner, [])
+        if len(sessions) < self.config.limits.resources:
+            return
+        waiting = next((session for session in sessions if not session.is_attached), None)
+        if waiting is None:
+            raise StanzaError("resource-constraint", "too many resources are connected")  # RFC 6120 §7.6.2.1
+        self.session_ended(waiting)
+
+    def end(self, session: Session, error: StreamError) -> None:
+        """End a session: by ending its stream with `error`, if it has one."""
+        if session.is_attached:
+            session.stream.fail(error)
+        else:
+            self.session_ended(session)
+
+    def session_detached(self, session: Session) -> None:
+        """The session's stream broke, but the client may come back (XEP-0198 §5): nobody hears of it."""
+        log.info("%s: session waits for its client", session.full)
+        for event in self.registry.listeners("session_detached"):
+            event(session)
 
     def session_ended(self, session: Session) -> None:
         """The session's stream is gone: everybody who knew of it has to hear (RFC 6121 §4.5)."""
@@ -8070,7 +8183,9 @@ class Server:
             question.then(stanza)
 
     def ping(self, session: Session) -> None:
-        """Ask a silent client whether it is still there (XEP-0199 §4.2); whatever it says proves it."""
+        """Ask a silent client whether it is still there (XEP-0198 §4, XEP-0199 §4.2); whatever it says proves it."""
+        if session.management is not None:
+            return session.management.ask()
         self.ask(session.jid.domain, session.jid, E(PING("ping")), lambda answer: None)
 
     def push(self, owner: JID, namespace: str, payload: Element) -> None:
@@ -8126,6 +8241,7 @@ class Server:
         for stream in list(self.streams):
             if stream.host not in config.hosts:
                 stream.fail(StreamError("host-gone"))  # RFC 6120 §4.9.3.5
+        self._end_detached(lambda session: session.jid.domain not in config.hosts)
         for name in [name for name, domain in self.domains.items()
                      if isinstance(domain, Host) and name not in config.hosts]:  # fmt: skip
             del self.domains[name]
@@ -8144,6 +8260,7 @@ class Server:
             event()
         for stream in list(self.streams):
             stream.fail(StreamError("system-shutdown"))  # RFC 6120 §4.9.3.20
+        self._end_detached(lambda session: True)  # last: what nobody acknowledged is kept for them
 
 
 # ==== 15. Roster, subscriptions, presence (RFC 6121 §2 to §4) ====
@@ -8620,6 +8737,8 @@ class PresenceBroadcast(Feature):
         """§4.2, §4.4: tell everybody who may know; the first time also ask and deliver what has waited."""
         priority = presence_priority(stanza)
         old, session.presence, session.priority = session.presence, stanza, priority
+        if old is None or session.ranked[1] != priority:
+            session.ranked = (time.time(), priority)
         self._broadcast(session, stanza)
         if old is None:
             self._introduce(session)
@@ -8788,8 +8907,9 @@ def presence_priority(stanza: Stanza) -> int:
 #       <delay xmlns='urn:xmpp:delay' from='example.org' stamp='2026-11-22T14:00:00Z'/>
 #     </message>
 #
-# A message leaves the log only when the connection has handed it to the operating system;
-# a crash in between delivers it twice, which is better than never.
+# A message leaves the log only when the client has acknowledged it (XEP-0198), or, of a
+# client that doesn't do so, when the connection has handed it to the operating system; a
+# crash in between delivers it twice, which is better than never.
 
 PASSING = frozenset({HINTS, CHAT_STATES})  # payloads that are worth nothing later
 CLAIMS = {DELAY("delay"): "from", STANZA_ID("stanza-id"): "by"}  # who says so, in what `speaks_for` is about
@@ -8819,6 +8939,12 @@ def speaks_for(owner: JID, child: Element) -> bool:
         return JID.parse(child.get(claimed, "")) in (owner, JID("", owner.domain, ""))
     except StanzaError:
         return False
+
+
+def add_delay(message: Stanza, domain: str, at: str) -> None:
+    """Note when a message reached us (XEP-0203), unless we have noted it before."""
+    if not any(child.tag == DELAY("delay") and child.get("from") == domain for child in message):
+        message.add(E(DELAY("delay"), {"from": domain, "stamp": at}))
 
 
 class OfflineMessages(Feature):
@@ -8871,7 +8997,7 @@ class OfflineMessages(Feature):
         for record in records:
             self._deliver(session, record)
         self._flushing[owner] = session
-        session.stream.transport.when_sent(functools.partial(self._sent, session, len(records)))
+        session.when_delivered(functools.partial(self._sent, session, len(records)))
 
     def _deliver(self, session: Session, record: Mapping[str, str]) -> None:
         try:
@@ -8879,11 +9005,11 @@ class OfflineMessages(Feature):
         except StreamError as error:  # edited by hand, or older than a stricter rule
             return log.error("a message waiting for %s cannot be read (%s): dropped", session.bare, error.condition)
         assert isinstance(message, Stanza)
-        message.add(E(DELAY("delay"), {"from": session.jid.domain, "stamp": record["at"]}))
+        add_delay(message, session.jid.domain, record["at"])
         session.send(message)
 
     def _sent(self, session: Session, amount: int) -> None:
-        """The messages are in the kernel's hands; unless another session got them meanwhile, that was all."""
+        """The messages are there, so far as we can know; unless another session got them meanwhile, that was all."""
         if self._flushing.get(session.bare) is session:
             del self._flushing[session.bare]
             if not self.server.storage.failed:  # then they come once more, which is better than never
@@ -13860,6 +13986,427 @@ class MultiUserChat(Feature):
 # session on a new stream, client state says when nobody looks at the screen, push wakes an
 # app that is not connected at all, and SASL2 with Bind 2 and FAST makes the way back in
 # one round trip instead of six.
+#
+# The counting of stream management is `Acknowledgements`, which knows streams of no kind;
+# `SessionManagement` adds what a client's session needs; `StreamManagement` is the protocol.
+#
+#     C: <message …/>  <r xmlns='urn:xmpp:sm:3'/>                 have you got it?
+#     S: <a xmlns='urn:xmpp:sm:3' h='1'/>                         the first one, and it is on the disk
+#     S: <message …/>  <r xmlns='urn:xmpp:sm:3'/>                 and you?
+#     … the train enters a tunnel, the connection breaks, the session waits …
+#     C: <resume xmlns='urn:xmpp:sm:3' previd='…' h='0'/>         on a new stream, after the login
+#     S: <resumed xmlns='urn:xmpp:sm:3' previd='…' h='1'/>  <message …/>
+#
+# An ending is one of three. A session that its client closes is over at once. One whose
+# stream breaks is detached: to others it is as present as before, what is sent to it is
+# kept. One that nobody resumes in time is over then, and what its client has not
+# acknowledged goes the way of messages for a resource that is gone. All of this is in
+# memory: a restart ends all sessions, but no message, since shutdown ends them properly
+# and a crash finds what was not acknowledged in the archive or in the offline log.
+
+HANDLED_MODULUS = 2**32  # `h` is an unsignedInt and starts again at zero (XEP-0198 §4)
+ACK_DELAY = 1.0  # seconds from a stanza to our <r/>: one question for a burst, and still before a radio sleeps
+ACK_EVERY = 100  # unacknowledged stanzas after which we ask at once
+ACK_PATIENCE = 1.0  # seconds that our answer may wait for the disk
+MAX_EXPIRED = 4096  # sessions whose last `h` is remembered when they are over; each some 200 bytes
+
+
+class Unacknowledged(NamedTuple):
+    """A stanza that was sent: as it was written, when (Unix time), and its archive id if it is an archived message."""
+
+    data: bytes
+    at: float
+    archived: str
+
+
+class Acknowledgements:
+    """What both ends of a stream know of each other's stanzas (XEP-0198 §4): two counters and a queue.
+
+    It serves streams of any kind. Counters only grow here, and are cut to 32 bits on the wire.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.handled = 0  # stanzas of the peer's that we have taken responsibility for
+        self.sent = 0  # stanzas that we have sent
+        self.queue: deque[Unacknowledged] = deque()  # the last of them, which the peer has not acknowledged
+        self.size = 0  # bytes in the queue
+        self._unsynced: deque[tuple[int, int]] = deque()  # (journal position, `handled` before it)
+
+    def count(self) -> None:
+        """One more stanza of the peer's is handled; what that changed is perhaps not on the disk yet."""
+        position = self.storage.position
+        if position > self.storage.synced and (not self._unsynced or self._unsynced[-1][0] != position):
+            self._forget_synced()
+            self._unsynced.append((position, self.handled))
+        self.handled += 1
+
+    @property
+    def durable(self) -> int:
+        """How many of the handled stanzas would survive a crash."""
+        self._forget_synced()
+        return self._unsynced[0][1] if self._unsynced else self.handled
+
+    def _forget_synced(self) -> None:
+        while self._unsynced and self._unsynced[0][0] <= self.storage.synced:
+            self._unsynced.popleft()
+
+    def keep(self, data: bytes, archived: str = "") -> None:
+        """Note a stanza that is sent now, or that has to wait for a stream."""
+        self.sent += 1
+        self.size += len(data)
+        self.queue.append(Unacknowledged(data, time.time(), archived))
+
+    def acknowledge(self, h: int) -> list[Unacknowledged]:
+        """Take the peer's `h`; return what it confirms. Raises StreamError for more than was sent (§6)."""
+        amount = (h - (self.sent - len(self.queue))) % HANDLED_MODULUS
+        if amount > len(self.queue):
+            counts = {"h": str(h), "send-count": str(self.sent % HANDLED_MODULUS)}
+            raise StreamError("undefined-condition", f"{h} stanzas acknowledged of {counts['send-count']} sent",
+                              application=E(SM("handled-count-too-high"), counts))  # fmt: skip
+        confirmed = [self.queue.popleft() for _ in range(amount)]
+        self.size -= sum(len(stanza.data) for stanza in confirmed)
+        return confirmed
+
+
+def handled_count(element: Element) -> int:
+    """Return the `h` of an element; raises StanzaError when it is no unsignedInt."""
+    h = element.get("h", "")
+    if not re.fullmatch("[0-9]{1,10}", h) or int(h) >= HANDLED_MODULUS:
+        raise StanzaError("bad-request", "h is a number of 32 bits")
+    return int(h)
+
+
+class SessionManagement(Acknowledgements):
+    """Stream management of one client's session (XEP-0198): what is sent, what is asked, who waits for it.
+
+    The server asks, too: so a dead peer is noticed within a minute of the next stanza, and
+    queues stay short. A client is asked at most once per second and `ACK_EVERY` stanzas.
+    """
+
+    def __init__(self, session: Session, id: str, timeout: float) -> None:
+        super().__init__(session.server.storage)
+        self.session = session
+        self.id = id  # the SM-ID, a secret between the account's clients and us
+        self.timeout = timeout  # seconds that it may be detached; 0: not at all
+        self.may_be_resumed = timeout > 0
+        self.expiry: Timer | None = None  # while it is detached
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # (`sent` then, whom to call)
+        self._asked_at: float | None = None  # by the loop's clock, while an <r/> of ours is unanswered
+        self._timer: Timer | None = None  # until we ask, or have waited long enough for the answer
+        self._answering: Timer | None = None  # see `answer`
+
+    # -- out
+
+    def transmit(self, stanza: Stanza) -> None:
+        """Keep a stanza until it is acknowledged; send it, if there is a stream."""
+        session, data = self.session, stanza.wire()
+        self.keep(data, self._archived(stanza) if stanza.tag == MESSAGE else "")
+        if session.is_attached:
+            session.stream.send_written(data)
+            if self._asked_at is None and len(self.queue) >= ACK_EVERY:
+                self.ask()
+            elif self._timer is None:
+                self._timer = session.server.loop.call_later(ACK_DELAY, self.ask)
+        limits = session.server.config.limits
+        if len(self.queue) > limits.unacknowledged or self.size > limits.unread:
+            session.server.loop.post(self._overflow)  # not here: whoever sends may be in the middle of something
+
+    def _archived(self, message: Stanza) -> str:
+        """XEP-0359: the id by which the account's archive knows the message, "" if it doesn't."""
+        by = str(self.session.bare)
+        return next((child.get("id", "") for child in message.iterfind(STANZA_ID("stanza-id"))
+                     if child.get("by") == by), "")  # fmt: skip
+
+    def _overflow(self) -> None:
+        """Neither here nor in the queue of a session that may never come back does a client's share have no end."""
+        if self.session.management is self:
+            self.session.server.end(self.session, StreamError("resource-constraint", "too much is unacknowledged"))
+
+    def when_acknowledged(self, callback: Callable[[], None]) -> None:
+        """See `Session.when_delivered`."""
+        if self.queue:
+            self._waiting.append((self.sent, callback))
+        else:
+            self.session.server.loop.run_last(callback)
+
+    def ask(self) -> None:
+        """§4: request an acknowledgement; a client that doesn't say a word within the answer's time is gone."""
+        if not self.session.is_attached:
+            return
+        loop = self.session.server.loop
+        self.stop()
+        self._asked_at = loop.now()
+        self.session.stream.send_element(E(SM("r")))
+        self._timer = loop.call_later(self.session.server.config.limits.answer_timeout, self._look)
+
+    def _look(self) -> None:
+        asked_at, self._asked_at, self._timer = self._asked_at, None, None
+        if asked_at is not None and self.session.stream.heard_at < asked_at:
+            self.session.stream.break_off()
+
+    def take(self, h: int) -> None:
+        """The client has acknowledged the first `h` stanzas; raises StreamError (§6)."""
+        confirmed = self.acknowledge(h)
+        arrived = self.sent - len(self.queue)
+        while self._waiting and self._waiting[0][0] <= arrived:
+            self._waiting.popleft()[1]()
+        archived = next((stanza.archived for stanza in reversed(confirmed) if stanza.archived), "")
+        if archived:
+            for event in self.session.server.registry.listeners("acknowledged"):
+                event(self.session, archived)
+
+    def acknowledged(self, h: int) -> None:
+        """`<a/>`: take it, and plan the next question if something is still on its way."""
+        self.take(h)
+        self.stop()
+        if self.queue:
+            self._timer = self.session.server.loop.call_later(ACK_DELAY, self.ask)
+
+    # -- in
+
+    def answer(self) -> None:
+        """`<r/>` (§4): the answer leaves when all it speaks of is on the disk, which takes milliseconds (chapter 8).
+
+        "MUST NOT be withheld for any condition other than a timeout": when the disk takes
+        longer than `ACK_PATIENCE`, an answer about what it has got so far goes ahead.
+        """
+        self.session.stream.send_element(E(SM("a"), h=str(self.handled % HANDLED_MODULUS)))
+        if self._answering is None and self.durable < self.handled:
+            self._answering = self.session.server.loop.call_later(ACK_PATIENCE, self._answer_ahead)
+
+    def _answer_ahead(self) -> None:
+        self._answering = None
+        durable = self.durable
+        if self.session.is_attached and durable < self.handled:
+            answer = serialize(E(SM("a"), h=str(durable % HANDLED_MODULUS)), CLIENT)
+            self.session.stream.transport.write_ahead(answer.encode())
+
+    # -- other streams, and the end
+
+    def stop(self) -> None:
+        """Ask nothing and wait for no answer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._asked_at = None
+
+    def retransmit(self) -> None:
+        """§5: on the new stream, send again what the client has not got."""
+        for stanza in self.queue:
+            self.session.stream.send_written(stanza.data)
+        if self.queue:
+            self.ask()
+
+    def release(self) -> Sequence[Unacknowledged]:
+        """The session is over: tell those who waited, then return what has to find another way."""
+        self.stop()
+        if self.expiry is not None:
+            self.expiry.cancel()
+        while self._waiting:
+            self._waiting.popleft()[1]()
+        return self.queue
+
+
+class StreamManagement(Feature):
+    """Stream Management (XEP-0198): acknowledgements, and sessions that outlive their connection.
+
+        C: <enable xmlns='urn:xmpp:sm:3' resume='true'/>
+        S: <enabled xmlns='urn:xmpp:sm:3' id='…' resume='true' max='3600'/>
+
+    `location` is not sent: there is one server, and it is where the client found it. An
+    SM-ID is 144 random bits, and good for the account's own logins only (threat S34).
+    """
+
+    namespace = SM
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._sessions: dict[str, Session] = {}  # those that may be resumed, by SM-ID
+        self._expired: OrderedDict[str, tuple[JID, int]] = OrderedDict()  # whose it was, and how much was handled
+
+    def offer(self, stream: ClientStream) -> Element | None:
+        """§2, §5: when stanzas may follow, that is, after the login."""
+        return E(SM("sm")) if stream.state is StreamState.AUTHENTICATED else None
+
+    # -- enabling (§3)
+
+    @element(SM("enable"))
+    def enable_on_stream(self, stream: ClientStream, element: Element) -> None:
+        """§3: once, when a resource is bound; a second attempt ends the stream."""
+        if stream.session is None:
+            return stream.send_element(self._failed("unexpected-request"))
+        is_enabled = stream.session.management is not None
+        stream.send_element(self.enable(stream.session, element))
+        if is_enabled:
+            raise StreamError("policy-violation", "stream management is enabled already")
+
+    def enable(self, session: Session, element: Element) -> Element:
+        """Enable it for a bound session; return `<enabled/>` or `<failed/>`. What is sent behind that counts.
+
+        For `<enable/>` of its own, and inline (§9.1): the caller sends the answer.
+        """
+        if session.management is not None:
+            return self._failed("unexpected-request")
+        longest = self.server.config.limits.resumption_timeout
+        wanted = element.get("max", "")
+        timeout = min(longest, int(wanted)) if re.fullmatch("[0-9]{1,9}", wanted) and int(wanted) else longest
+        if element.get("resume") not in ("true", "1"):
+            timeout = 0.0
+        management = SessionManagement(session, secrets.token_urlsafe(18), timeout)
+        session.management, session.transmit = management, management.transmit
+        enabled = E(SM("enabled"))
+        if management.may_be_resumed:
+            self._sessions[management.id] = session
+            enabled.attrib.update({"id": management.id, "resume": "true", "max": str(int(timeout))})
+        return enabled
+
+    def _failed(self, condition: str, h: int | None = None) -> Element:
+        """§6: recoverable, so the stream goes on."""
+        attributes = None if h is None else {"h": str(h % HANDLED_MODULUS)}
+        return E(SM("failed"), attributes, E(STANZA_ERRORS(condition)))
+
+    # -- acknowledging (§4)
+
+    @element(SM("r"), state="bound")
+    def requested(self, stream: ClientStream, element: Element) -> None:
+        """§4: answered at once."""
+        management = self._management(stream)
+        if management is not None:
+            management.answer()
+
+    @element(SM("a"), state="bound")
+    def acknowledged_by_client(self, stream: ClientStream, element: Element) -> None:
+        """§4: the client has handled so many of our stanzas."""
+        management = self._management(stream)
+        try:
+            h = handled_count(element)
+        except StanzaError as error:
+            raise StreamError("policy-violation", error.text) from None
+        if management is not None:
+            management.acknowledged(h)
+
+    def _management(self, stream: ClientStream) -> SessionManagement | None:
+        """Return the stream's, if it has been enabled; else say that it has not."""
+        if stream.session is not None and stream.session.management is not None:
+            return stream.session.management
+        stream.send_element(self._failed("unexpected-request"))
+        return None
+
+    # -- resuming (§5)
+
+    @element(SM("resume"))
+    def resume_on_stream(self, stream: ClientStream, element: Element) -> None:
+        """§5: instead of binding; when it fails, the client may still bind."""
+        answer = self.resume(stream, element)
+        stream.send_element(answer)
+        if answer.tag == SM("resumed"):
+            self.resumed(stream)
+
+    def resume(self, stream: ClientStream, element: Element) -> Element:
+        """Give a session this authenticated stream; return `<resumed/>` or `<failed/>`. Raises StreamError (§6).
+
+        For `<resume/>` of its own, and inline (§9.2): the caller sends the answer, and if it is
+        `<resumed/>`, calls `resumed` then.
+        """
+        if stream.owner is None or stream.session is not None:
+            return self._failed("unexpected-request")
+        id = element.get("previd", "")
+        try:
+            h = handled_count(element)
+        except StanzaError as error:
+            return self._failed(error.condition)
+        session = self._sessions.get(id)
+        if session is None or session.bare != stream.owner or session.management is None:
+            owner, handled = self._expired.get(id, (None, None))
+            return self._failed("item-not-found", handled if owner == stream.owner else None)
+        session.management.take(h)
+        self._take_over(session, session.management, stream)
+        return E(SM("resumed"), {"previd": id, "h": str(session.management.handled % HANDLED_MODULUS)})
+
+    def _take_over(self, session: Session, management: SessionManagement, stream: ClientStream) -> None:
+        """§5: an old stream that is still open ends with `conflict`, and nobody hears of that."""
+        management.stop()
+        if management.expiry is not None:
+            management.expiry.cancel()
+            management.expiry = None
+        old, session.stream = session.stream, stream
+        old.session = None
+        old.fail(StreamError("conflict", "the session goes on elsewhere"))
+        stream.bound(session)
+
+    def resumed(self, stream: ClientStream) -> None:
+        """The client has been told that its session goes on here: send what it has not got."""
+        session = stream.session
+        assert session is not None and session.management is not None
+        log.info("%s: session resumed", stream)
+        session.management.retransmit()
+        for event in self.server.registry.listeners("session_resumed"):
+            event(session)
+
+    # -- endings (§4, §7)
+
+    def session_detached(self, session: Session) -> None:
+        """§4: kept as long as we have said in `<enabled/>`."""
+        management = session.management
+        assert management is not None
+        management.stop()
+        management.expiry = self.server.loop.call_later(
+            management.timeout, functools.partial(self.server.session_ended, session))  # fmt: skip
+
+    def session_ended(self, session: Session) -> None:
+        """§4: what the client has not got is treated as if it were sent to a resource that is gone."""
+        management, session.management = session.management, None
+        if management is None:
+            return
+        session.transmit = session.stream.send
+        if self._sessions.pop(management.id, None) is not None:
+            self._expired[management.id] = (session.bare, management.handled)
+            if len(self._expired) > MAX_EXPIRED:
+                self._expired.popitem(last=False)
+        for unacknowledged in management.release():
+            if session.bare in self.server.accounts and not unacknowledged.data.startswith(b"<presence"):
+                self._reroute(session, unacknowledged)
+
+    def _reroute(self, session: Session, unacknowledged: Unacknowledged) -> None:
+        """§4: a request gets an error, a message goes elsewhere; all else is worth nothing to others."""
+        try:
+            stanza = parse_element(unacknowledged.data.decode())
+            assert isinstance(stanza, Stanza)
+            try:
+                if stanza.tag == MESSAGE:
+                    self._redeliver(session, stanza, unacknowledged.at)
+                elif stanza.get("type") in ("get", "set") and stanza.get("from"):
+                    raise StanzaError("service-unavailable")
+            except StanzaError as error:
+                self.server.refuse(stanza, error)
+        except StreamError as error:  # it has grown beyond a limit since it came
+            log.error("a message to %s cannot be read (%s): dropped", session.full, error.condition)
+
+    def _redeliver(self, session: Session, message: Stanza, at: float) -> None:
+        """Deliver a message to those of the account's other resources that have not got it, or keep it.
+
+        RFC 6121 §8.5.3.2.1 leaves open what becomes of a message of type normal for a resource
+        that is gone. Its sender was told that it is handled, so here it is as good as chat.
+        """
+        if kind_of(message) not in ("message chat", "message normal") or not is_worth_keeping(message):
+            return
+        if message.get("from") == str(session.bare) and any(namespace_of(child.tag) == CARBONS for child in message):
+            return  # a copy: the message itself has its own way
+        others = self.server.sessions(session.bare)
+        if any(self._has_got(other, session, message, at) for other in others):
+            return
+        add_delay(message, session.jid.domain, stamp(at))
+        host = self.server.domains.get(session.jid.domain)
+        assert isinstance(host, Host)
+        host.redeliver(message, session.bare)
+
+    @staticmethod
+    def _has_got(other: Session, session: Session, message: Stanza, at: float) -> bool:
+        """Whether the other session was sent the message, too: both had the highest priority then (`best_of`)."""
+        if message.get("to", str(session.bare)) != str(session.bare) or other.presence is None:
+            return False
+        (since, rank), (own_since, own_rank) = other.ranked, session.ranked
+        return rank == own_rank and max(since, own_since) <= at
 
 
 # ==== 23. Federation and components (RFC 6120 §10.4; XEP-0220, XEP-0178, XEP-0288, XEP-0114) ====
@@ -14212,6 +14759,7 @@ def describe_session(session: Session) -> dict[str, Any]:
         "since": stamp(session.connected_at),
         "peer": session.stream.transport.peer,
         "available": session.presence is not None,
+        "connected": session.is_attached,
     }
 
 
@@ -14591,6 +15139,7 @@ FEATURES: tuple[type[Feature], ...] = (
     IqAuth,
     Registration,
     StreamLimits,
+    StreamManagement,  # endings run in reverse: what a dead session had not got goes on when all know that it's gone
     Privacy,  # the first that filters: its rules come before all others (XEP-0016 §2.2)
     Blocking,
     Roster,

@@ -48,6 +48,7 @@ STANZA_ERRORS = "urn:ietf:params:xml:ns:xmpp-stanzas"
 SASL = "urn:ietf:params:xml:ns:xmpp-sasl"
 TLS = "urn:ietf:params:xml:ns:xmpp-tls"
 BIND = "urn:ietf:params:xml:ns:xmpp-bind"
+SM = "urn:xmpp:sm:3"
 ROSTER = "jabber:iq:roster"
 DISCO_INFO = "http://jabber.org/protocol/disco#info"
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
@@ -322,6 +323,7 @@ class Client:
         self.wire: Wire | None = None
         self.transcript: deque[str] = deque(maxlen=TRANSCRIPT)
         self.hears_questions = False  # what the client can do, which the server asks every client without caps
+        self.hears_requests = False  # for acknowledgements (XEP-0198), which come a second after a stanza
         self._reader = StreamReader()
         self._inbox: deque[Event] = deque()
         self._sent: dict[str, ET.Element] = {}  # the stanzas sent, by id: errors and answers are checked against them
@@ -405,6 +407,13 @@ class Client:
 
         Over TLS, always. An empty `resource` lets the server choose. Returns the client itself.
         """
+        self.logs_in(name, password=password, mechanism=mechanism)
+        self.binds(resource)
+        self.transcript.clear()  # a failure later on is not about the login
+        return self
+
+    def logs_in(self, name: str, *, password: str = "", mechanism: str = "SCRAM-SHA-256") -> ET.Element:
+        """Like `login`, but bind nothing; return the features that the server offers then."""
         if self.wire is None:
             self.connect()
         features = self.negotiates()
@@ -412,10 +421,7 @@ class Client:
             self.starts_tls()
             self.negotiates()
         self.authenticates(name, password or password_of(name), mechanism)
-        self.negotiates()
-        self.binds(resource)
-        self.transcript.clear()  # a failure later on is not about the login
-        return self
+        return self.negotiates()
 
     def authenticates(self, name: str, password: str, mechanism: str = "SCRAM-SHA-256") -> None:
         """Log in by a SASL mechanism (RFC 6120 §6.4): PLAIN, SCRAM-SHA-1, SCRAM-SHA-256, the latter also with -PLUS."""
@@ -590,7 +596,12 @@ class Client:
             self._inbox.append(Event("end", ET.Element("end-of-connection")))
             return
         self.transcript.append("S: " + data[:2000].decode(errors="replace"))
-        self._inbox.extend(event for event in self._reader.feed(data) if self.hears_questions or not _asks(event))
+        self._inbox.extend(event for event in self._reader.feed(data) if self._hears(event))
+
+    def _hears(self, event: Event) -> bool:
+        if event.element.tag == f"{{{SM}}}r":
+            return self.hears_requests
+        return self.hears_questions or not _asks(event)
 
     def _expect(self, kind: str, what: str) -> ET.Element:
         event = self._next()

@@ -295,6 +295,8 @@ class MemoryTransport:
         assert not self.closed, f"written after the end: {data!r}"
         self.outgoing += data
 
+    write_ahead = write  # nothing waits here
+
     def start_tls(self, host: str) -> None:
         """The handshake takes a turn."""
         self.loop.post(self._tls_established)
