@@ -106,6 +106,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
     from importlib.resources.abc import Traversable
 
+    import h11
+    import wsproto.events
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -155,6 +157,10 @@ XML = Namespace("http://www.w3.org/XML/1998/namespace")
 XML_LANG = XML("lang")
 STREAM_LIMITS = Namespace("urn:xmpp:stream-limits:0")  # XEP-0478
 DIALBACK = Namespace("jabber:server:dialback")  # XEP-0220
+FRAMING = Namespace("urn:ietf:params:xml:ns:xmpp-framing")  # RFC 7395
+HTTP_BIND = Namespace("http://jabber.org/protocol/httpbind")  # XEP-0124; what names no namespace in a body (XEP-0206)
+XBOSH = Namespace("urn:xmpp:xbosh")  # XEP-0206
+XRD = Namespace("http://docs.oasis-open.org/ns/xri/xrd-1.0")  # RFC 6415, for XEP-0156
 
 # -- instant messaging (RFC 6121)
 ROSTER = Namespace("jabber:iq:roster")
@@ -549,7 +555,7 @@ MAX_NAMES = 10_000  # different names in one stream, for the same reason; real c
 MAX_PREFIXES = 1000  # different namespace prefixes in one stream; likewise
 STUBBORN_READS = 64  # reads that bring no end to a tag, before parsing it anew waits for more (CVE-2023-52425)
 
-CONTENT_NAMESPACES = frozenset({CLIENT, SERVER, COMPONENT})
+CONTENT_NAMESPACES = frozenset({CLIENT, SERVER, COMPONENT, HTTP_BIND})
 
 EXPAT_CONDITIONS = {
     expat.errors.codes[expat.errors.XML_ERROR_UNDEFINED_ENTITY]: "restricted-xml",
@@ -688,6 +694,19 @@ class StreamParser:
             data, self._held = bytes(self._held) + data, bytearray()
         self._keep(data)
         self._parse(data)
+
+    def feed_whole(self, data: bytes) -> None:
+        """Take exactly one first-level element: what a message of a framed stream has to be (RFC 7395 §3.3.3)."""
+        before = len(self._events)
+        self.feed(data)
+        is_whole = len(self._stack) == 1 and not self._held and not self._kept[self._mark - self._kept_at :].strip()
+        if len(self._events) == before + 1 and is_whole and not self._failed:
+            return
+        error = StreamError("not-well-formed", "a message holds one element, and all of it")
+        while len(self._events) > before:
+            event, _ = self._events.pop()
+            error = event if isinstance(event, StreamError) else error
+        self._fail(error)
 
     def _fails_by_its_first_bytes(self, data: bytes) -> bool:
         """Refuse what expat would silently take: UTF-16, and U+FEFF as a byte order mark (RFC 6120 §11.6)."""
@@ -1943,6 +1962,22 @@ def read_duration(value: Any) -> timedelta | None:
     return timedelta(days=int(amount) * days)
 
 
+def read_url(value: Any) -> str:
+    """An https URL; without the slash at its end."""
+    if not isinstance(value, str) or not re.fullmatch(r"https://[^\s/?#@]+(/[^\s?#]*)?", value):
+        raise Unexpected('a URL such as "https://chat.example.org"', value)
+    return value.rstrip("/")
+
+
+def read_origins(value: Any) -> frozenset[str]:
+    """Origins of web pages (RFC 6454): scheme, host and port; or `"*"`."""
+    what = 'a list of origins such as ["https://chat.example.org"], or ["*"]'
+    for entry in read_list(value, what):
+        if entry != "*" and not re.fullmatch(r"https?://[^\s/?#@]+", entry):
+            raise Unexpected(what, entry)
+    return frozenset(value)
+
+
 def read_label(value: Any) -> str:
     """One label of a domain, or nothing."""
     what = 'one word such as "conference", or "" to switch it off'
@@ -2117,6 +2152,8 @@ class Config:
     federation_enabled: bool | None = None  # None: by the look of the domain
     federation_nameservers: tuple[Address, ...] = ()  # none: those of the system
     federation_routes: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # domain to (host, port)
+    web_url: str = ""  # "": https://HOST and our own port
+    web_origins: frozenset[str] = frozenset()  # of web pages that may log people in, beside the hosts' own
     muc_host: str = "conference"
     muc_create: str = "everyone"
     file: Path | None = None  # where it was read from; None: only defaults
@@ -2143,6 +2180,8 @@ CONFIG_KEYS: dict[str, ConfigReader] = {
     "federation.enabled": read_boolean,
     "federation.nameservers": read_nameservers,
     "federation.routes": read_routes,
+    "web.url": read_url,
+    "web.origins": read_origins,
     "muc.host": read_label,
     "muc.create": read_creators,
 }
@@ -4827,6 +4866,9 @@ def ensure_certificates(data: Path, hosts: Sequence[str], addresses: Sequence[st
 # -- contexts: what a listener needs to speak TLS
 
 
+SHARED_PORT = ("xmpp-client", "http/1.1")  # ALPN names of what clients may ask for on either port
+
+
 class HostContext(ssl.SSLContext):
     """A server's `SSLContext` that knows which certificate it presents."""
 
@@ -4851,8 +4893,9 @@ def server_context(
 ) -> HostContext:
     """Return a context that presents these files; raises ConfigError.
 
-    `protocol` is the ALPN name (XEP-0368 §3). It is answered where a client proposes it;
-    a client that proposes others is not turned away.
+    `protocol` is the ALPN name (XEP-0368 §3). It is answered where a client proposes it, as is
+    the other of XMPP and HTTP, which may share a port; a client that proposes others is not
+    turned away.
     """
     context = HostContext(ssl.PROTOCOL_TLS_SERVER)
     context.certificate = load_certificate(certificate)
@@ -4865,7 +4908,8 @@ def server_context(
     # memory per ticket, 255 bytes on the wire each; without tickets, OpenSSL stores up to
     # 20,000 sessions.] One is enough: each connection brings a new one.
     context.num_tickets = 1
-    context.set_alpn_protocols([protocol])
+    shared = SHARED_PORT if protocol in SHARED_PORT else ()
+    context.set_alpn_protocols([protocol, *(other for other in shared if other != protocol)])
     load_key(context, certificate, key)
     if client_ca is not None and protocol == "xmpp-client":
         request_client_certificates(context, client_ca)
@@ -4928,7 +4972,7 @@ class Certificates:
     """
 
     def __init__(
-        self, config: Config, protocols: Sequence[str] = ("xmpp-client",), addresses: Sequence[str] = ()
+        self, config: Config, protocols: Sequence[str] = SHARED_PORT, addresses: Sequence[str] = ()
     ) -> None:
         self.config = config
         self.protocols = tuple(protocols)
@@ -5789,6 +5833,7 @@ class Stream(ABC):
     """
 
     content_namespace: ClassVar[Namespace] = CLIENT
+    stream_prefix: ClassVar[str] = ""  # how `stream:` is declared where no header does (chapter 24)
 
     def __init__(self, server: Server, transport: Transport) -> None:
         self.server = server
@@ -5832,7 +5877,7 @@ class Stream(ABC):
         now = self.server.loop.now
         until = now() + STREAM_SLICE
         while not self.paused and self.state is not StreamState.CLOSED:
-            event = self.parser.next()
+            event = self.next_event()
             if event is None:
                 return
             step = functools.partial(self._handle, event)
@@ -5840,6 +5885,10 @@ class Stream(ABC):
                 self._stand_still()
                 return self.server.loop.post(functools.partial(self._go_on, step))
             self.attempt(step)
+
+    def next_event(self) -> Event | None:
+        """Return what is to be handled next, or None when more bytes are needed first."""
+        return self.parser.next()
 
     def _stand_still(self) -> None:
         self.paused = True
@@ -5933,9 +5982,14 @@ class Stream(ABC):
             attributes["to"] = str(self.claimed.bare)
         if self.version:
             attributes["version"] = self.version
-        header = Element("stream:stream", attributes)
+        self._write_header(Element("stream:stream", attributes))
+
+    def _write_header(self, header: Element) -> None:
         namespaces = f"xmlns='{self.content_namespace}' xmlns:stream='{STREAMS}'"
         self._write(f"<?xml version='1.0'?><stream:stream {namespaces}{_attributes(header)}>")
+
+    def _write_footer(self) -> None:
+        self._write("</stream:stream>")
 
     # -- output
 
@@ -5960,7 +6014,7 @@ class Stream(ABC):
     def send_features(self, features: Iterable[Element]) -> None:
         """Say what can be negotiated now (RFC 6120 §4.3.2)."""
         inside = "".join(serialize(feature, CLIENT) for feature in features)
-        self._write(f"<stream:features>{inside}</stream:features>")
+        self._write(f"<stream:features{self.stream_prefix}>{inside}</stream:features>")
 
     def _write(self, text: str) -> None:
         if self.server.trace is not None:
@@ -5985,13 +6039,16 @@ class Stream(ABC):
         log.info("%s: closed with %s%s", self, error.condition, f" ({error.text})" if error.text else "")
         if not self._header_sent:
             self.send_header()
+        self._write_error(error)
+        self.close()
+
+    def _write_error(self, error: StreamError) -> None:
         condition = serialize(E(STREAM_ERRORS(error.condition)))
         if error.text:
             condition += serialize(E(STREAM_ERRORS("text"), {XML_LANG: "en"}, error.text))
         if error.application is not None:
             condition += serialize(error.application)
-        self._write(f"<stream:error>{condition}</stream:error>")
-        self.close()
+        self._write(f"<stream:error{self.stream_prefix}>{condition}</stream:error>")
 
     def close(self) -> None:
         """End the stream in our direction, and with it the connection (RFC 6120 §4.4)."""
@@ -5999,7 +6056,7 @@ class Stream(ABC):
             return
         if not self._header_sent:
             self.send_header()
-        self._write("</stream:stream>")
+        self._write_footer()
         self.transport.close()
         self.ended()
 
@@ -6046,6 +6103,11 @@ class ClientStream(Stream):
             return super()._make_parser()
         limits = self.server.config.limits
         return StreamParser(max_stanza=limits.stanza, max_elements=limits.elements)
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether nobody has logged in yet."""
+        return self.owner is None
 
     @property
     def account(self) -> JID | None:
@@ -6284,10 +6346,14 @@ class ClientStream(Stream):
         if silent < limits.silence_timeout:
             self._deadline = self.server.loop.call_later(limits.silence_timeout - silent, self._check_silence)
             return
-        assert self.session is not None
         asked_at = self.server.loop.now()
-        self.server.ping(self.session)
+        self.ask_for_life()
         self._deadline = self.server.loop.call_later(limits.answer_timeout, lambda: self._check_answer(asked_at))
+
+    def ask_for_life(self) -> None:
+        """Have the client say something, whatever it is."""
+        assert self.session is not None
+        self.server.ping(self.session)
 
     def _check_answer(self, asked_at: float) -> None:
         if self.heard_at < asked_at:
@@ -6349,6 +6415,26 @@ MAX_ACCEPTS_PER_TURN = 32  # new connections per listener; the kernel's queue ke
 MAX_STRANGERS_PER_TURN = 32  # who may be heard before their login; whoever has logged in needn't queue with a crowd
 CROWD = 500  # connections: when so many have gone, their memory is worth a search
 BURST_SECONDS = 10  # of the permitted rate may come at once: a login with a long roster, a photograph
+
+
+class Carried(Protocol):
+    """What a connection gives its bytes to: a stream, or HTTP (chapter 24)."""
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether it is nobody's yet: those share a few places in each turn."""
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+
+    def fail(self, error: StreamError) -> None:
+        """End, and say why."""
+
+    def tls_established(self) -> None:
+        """TLS is up."""
+
+    def connection_lost(self) -> None:
+        """The connection is over."""
 
 
 class TokenBucket:
@@ -6512,7 +6598,8 @@ class Connection:
         self._deflation: Deflation | None = None
         self.connected_at = time.time()
         self._socket = sock
-        self._stream: Stream | None = None
+        self._stream: Carried | None = None
+        self._protocol = "xmpp-client"  # what it carries, by the name that ALPN has for it
         self._fresh: list[bytes] = []  # written in this turn
         self._ready: list[bytes] = []  # may go out at the end of this turn
         self._waiting: deque[tuple[int, bytes]] = deque()  # (journal position, bytes): goes out when that is synced
@@ -6534,9 +6621,16 @@ class Connection:
         self._events = selectors.EVENT_READ
         network.loop.register(sock, self._events, self._on_ready)
 
-    def carry(self, stream: Stream) -> None:
+    def carry(self, stream: Carried) -> None:
         """Give everything that comes in to `stream` from now on."""
         self._stream = stream
+
+    def speak(self, protocol: str) -> None:
+        """Carry what speaks `protocol`, named as in ALPN (RFC 7301); what was carried so far has said nothing yet."""
+        if self._stream is not None:
+            self._stream.connection_lost()
+        self._protocol = protocol
+        self._stream = self.network.protocols[protocol](self)
 
     # -- output
 
@@ -6650,7 +6744,7 @@ class Connection:
 
     @property
     def _is_stranger(self) -> bool:
-        return isinstance(self._stream, ClientStream) and self._stream.owner is None
+        return self._stream is not None and self._stream.is_stranger
 
     def _read(self) -> None:
         try:
@@ -6731,7 +6825,7 @@ class Connection:
 
     def _begin_handshake(self) -> None:
         self._wait_for(0)
-        context = self.network.certificates.context(self._tls_host)
+        context = self.network.certificates.context(self._tls_host, self._protocol)
         try:
             self._socket = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
         except OSError as error:  # the peer has gone meanwhile
@@ -6756,11 +6850,18 @@ class Connection:
         self._step = Connection._read
         if self._tls_host:
             self._paused -= 1  # by `start_tls`
+        else:
+            self._choose_protocol(self._socket.selected_alpn_protocol() or "")
         self._watch()
-        assert isinstance(self._stream, ClientStream)
+        assert self._stream is not None
         self._stream.tls_established()
         if self._socket.pending():
             self._read()
+
+    def _choose_protocol(self, wanted: str) -> None:
+        """XMPP and HTTPS may share a port: the client's ALPN says which is meant (XEP-0368 §3, RFC 7301)."""
+        if wanted != self._protocol and wanted in self.network.protocols:
+            self.speak(wanted)
 
     def channel_bindings(self) -> dict[str, bytes]:
         """Return what SCRAM-PLUS may bind to on this connection."""
@@ -6917,6 +7018,7 @@ class Network:
         self.connections: set[Connection] = set()
         self.listeners: dict[tuple[str, Address], Listener] = {}  # by purpose and configured address
         self.waiting: set[Connection] = set()  # those whose output waits for the journal
+        self.protocols: Mapping[str, Callable[[Connection], Carried]] = {}  # see `Server.protocols`
         self._per_address: Counter[str] = Counter()
         self._attempts = Allowances(config.limits.connections_per_minute, loop.now)
         self._handshakes = 0
@@ -7304,6 +7406,9 @@ class Feature:
 
     def credentials_changed(self, owner: JID) -> None:
         """Event: the account has a new password."""
+
+    def listening(self, opened: Sequence[tuple[str, Address]]) -> None:
+        """Event: the listeners are open, each with its purpose and real port; again after each reload."""
 
     def shutting_down(self) -> None:
         """Event: the server is about to end all streams."""
@@ -7768,7 +7873,19 @@ class Question(NamedTuple):
     timer: Timer
 
 
-LISTENERS = ("client", "client_tls", "lab")
+class Listening(NamedTuple):
+    """What is spoken on a listener: by the name that ALPN has for it, and whether TLS comes first (XEP-0368)."""
+
+    protocol: str
+    direct: bool
+
+
+LISTENERS: Mapping[str, Listening] = {  # by the names in `[listen]`
+    "client": Listening("xmpp-client", False),
+    "client_tls": Listening("xmpp-client", True),
+    "lab": Listening("xmpp-client", False),
+    "web": Listening("http/1.1", True),  # chapter 24
+}
 
 
 def machine_has_ipv6() -> bool:
@@ -7814,8 +7931,12 @@ class Server:
         self.streams: set[ClientStream] = set()
         self._sessions: dict[JID, list[Session]] = {}
         self._questions: dict[tuple[str, str], Question] = {}
-        self.registry = Registry(features, self)
+        # What new connections carry, by protocol; a feature may add its own.
+        self.protocols: dict[str, Callable[[Connection], Carried]] = {"xmpp-client": self._client_stream}
         self.network = None if certificates is None else Network(config, loop, storage, certificates)
+        if self.network is not None:
+            self.network.protocols = self.protocols
+        self.registry = Registry(features, self)
 
     def _load_secret(self) -> bytes:
         """Return the server's own random secret, made at first start; salts for nobody are derived from it."""
@@ -8200,18 +8321,25 @@ class Server:
         """Open the configured listeners; returns what each is for and where it is. Raises ConfigError."""
         assert self.network is not None
         opened = []
-        for purpose in LISTENERS:
-            for address in getattr(self.config.listen, purpose):
-                if (purpose, address) not in self.network.listeners:
-                    self._open_listener(purpose, address)
-                listener = self.network.listeners[purpose, address]
+        for purpose, address in self._wanted_listeners():
+            if (purpose, address) not in self.network.listeners:
+                self._open_listener(purpose, address)
+            if listener := self.network.listeners.get((purpose, address)):
                 opened.append((purpose, address._replace(port=listener.port)))
+        for event in self.registry.listeners("listening"):
+            event(opened)
         return opened
+
+    def _wanted_listeners(self) -> Iterator[tuple[str, Address]]:
+        """Yield purpose and address of what the configuration wants and somebody here can speak."""
+        for purpose in LISTENERS:
+            if LISTENERS[purpose].protocol in self.protocols:
+                yield from ((purpose, address) for address in getattr(self.config.listen, purpose))
 
     def _open_listener(self, purpose: str, address: Address) -> None:
         assert self.network is not None
         try:
-            self.network.listen(purpose, address, functools.partial(self.accept, direct=purpose == "client_tls"),
+            self.network.listen(purpose, address, functools.partial(self._accept, LISTENERS[purpose]),
                                 lab=purpose == "lab")  # fmt: skip
         except ConfigError:
             if address.family == socket.AF_INET6 and not machine_has_ipv6():
@@ -8219,12 +8347,14 @@ class Server:
                 return
             raise
 
-    def accept(self, connection: Connection, *, direct: bool = False) -> None:
-        """Put a stream on a new connection; `direct`: TLS comes first (XEP-0368)."""
-        stream = ClientStream(self, connection)
-        connection.carry(stream)
-        if direct:
+    @staticmethod
+    def _accept(listening: Listening, connection: Connection) -> None:
+        connection.speak(listening.protocol)
+        if listening.direct:
             connection.start_direct_tls()
+
+    def _client_stream(self, connection: Connection) -> Carried:
+        return ClientStream(self, connection)
 
     def reload(self, config: Config) -> None:
         """Work with another configuration from now on; nobody is disconnected, except from domains that are gone.
@@ -8247,7 +8377,7 @@ class Server:
             del self.domains[name]
         for event in self.registry.listeners("reloaded"):
             event()
-        wanted = {(purpose, address) for purpose in LISTENERS for address in getattr(config.listen, purpose)}
+        wanted = set(self._wanted_listeners())
         self.network.close_listeners(lambda key: key not in wanted)
 
     def shutdown(self, done: Callable[[], None]) -> None:
@@ -14626,6 +14756,777 @@ class Resolver:
 # invitation has a page of its own. HTTP itself is h11's work, WebSocket framing wsproto's;
 # both are optional packages, and without them this chapter stays closed and says so: one
 # line in the log, and a server that speaks everything else.
+#
+#     Connection ─> HttpConnection ─> Exchange ─> HttpServer.handle ─> the feature's @route
+#               └─> WebSocket (after 101) ─> WebSocketStream, a ClientStream
+#
+# A path is decoded once and looked up in a table; what isn't in it is not there (threat
+# S77). No file is ever found by a name that came from outside. Which web pages of others may
+# use a route is said with it (`origins`): there are no cookies here, so nobody's rights can
+# be borrowed, and still only the owner's own pages may log people in (threat S79).
+
+MAX_HEAD = 16 * 1024  # bytes of a request line with its headers; Apache takes 8 KB for each line
+MAX_AHEAD = 64 * 1024  # bytes of further requests that may wait while one is answered (pipelining)
+REQUEST_TIMEOUT = 30.0  # seconds for a request to come in, or for the next piece of its body; nginx waits 60
+KEEP_ALIVE_TIMEOUT = 75.0  # seconds between two requests on one connection; as nginx
+MAX_MESSAGE_FRAMES = 1000  # fragments of one WebSocket message: each costs as much as a short message
+XML_DECLARATION = re.compile(rb"<\?xml[ \t\r\n]([^<>?]*)\?>")
+ENCODING = re.compile(rb"encoding[ \t\r\n]*=[ \t\r\n]*[\"'](?!(?i:utf-8)[\"'])")
+ORIGIN = re.compile(r"https?://([^/@\\?#]+?)(:[0-9]{1,5})?")  # RFC 6454 §6.1
+STATUS_TEXTS = {
+    400: "This is no request that HTTP knows.", 403: "Not from there.", 404: "There is nothing here.",
+    405: "Not like this.", 408: "Too slow.", 411: "How long is it?", 413: "Too large.", 426: "WebSocket only.",
+    431: "Too many headers.", 500: "An error of this server's; its owner's log has it.",
+}  # fmt: skip
+PAGE_POLICY = "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'"
+
+
+class HttpError(Exception):
+    """A request is refused; raised anywhere in a handler, answered in one place."""
+
+    def __init__(self, status: int, text: str = "", **headers: str) -> None:
+        super().__init__(status, text)
+        self.status = status
+        self.text = text or STATUS_TEXTS[status]
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Sink(Protocol):
+    """What takes the body of a request."""
+
+    def take(self, data: bytes) -> None:
+        """Take the next piece; may `stop` the exchange until it can take more."""
+
+    def finish(self) -> None:
+        """That was all."""
+
+    def lost(self) -> None:
+        """The rest will never come."""
+
+
+class Collector:
+    """A body that is kept in memory, for those who expect a short one."""
+
+    def __init__(self, most: int, then: Callable[[bytes], None]) -> None:
+        self._most = most
+        self._then = then
+        self._data = bytearray()
+
+    def take(self, data: bytes) -> None:
+        """See `Sink`; raises HttpError."""
+        self._data += data
+        if len(self._data) > self._most:
+            raise HttpError(413)
+
+    def finish(self) -> None:
+        """See `Sink`."""
+        self._then(bytes(self._data))
+
+    def lost(self) -> None:
+        """See `Sink`."""
+
+
+class Exchange:
+    """One HTTP request on its way to its answer.
+
+    `path` is decoded, `headers` have names in lower case. A handler answers by `answer`, at once
+    or later, or raises HttpError; for the request's body it asks by `collect` or `stream`.
+    """
+
+    def __init__(self, carrier: HttpConnection, method: str, path: str, headers: Mapping[str, str]) -> None:
+        self.carrier = carrier
+        self.method = method
+        self.path = path
+        self.headers = headers
+        self.always: dict[str, str] = {}  # headers of whatever the answer will be
+        self.sink: Sink | None = None
+        self.answered = False
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body comes with the request."""
+        return self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers
+
+    @property
+    def host(self) -> str:
+        """The host that the client means, without its port; "" for none. Nothing to rely on."""
+        return self.headers.get("host", "").rpartition("@")[2].partition(":")[0].lower()
+
+    def collect(self, most: int, then: Callable[[bytes], None]) -> None:
+        """Call `then` with the body, once it is all here; one of more than `most` bytes is refused."""
+        if self.headers.get("content-length", "0").isdigit() and int(self.headers.get("content-length", "0")) > most:
+            raise HttpError(413)
+        self.stream(Collector(most, then))
+
+    def stream(self, sink: Sink) -> None:
+        """Give the body to `sink` as it comes in."""
+        self.sink = sink
+        if self.has_body:
+            self.carrier.ask_for_body()
+        else:
+            sink.finish()
+
+    def answer(self, status: int, body: bytes = b"", kind: str = "text/plain; charset=utf-8", **headers: str) -> None:
+        """Answer, in one piece; names of headers have `_` for `-`."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        if status not in (204, 304):  # which have no body, not even an empty one (RFC 9110 §8.6)
+            named = {"Content-Type": kind, "Content-Length": str(len(body)), **named}
+        if self.begin_answer(status, named):
+            self.end_answer(body)
+
+    def begin_answer(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Answer with these headers; `end_answer` has to follow. False if nobody waits for it any more."""
+        if self.answered or self.carrier.exchange is not self:
+            return False
+        self.answered = True
+        self.carrier.send_head(status, {"X-Content-Type-Options": "nosniff", **self.always, **headers})
+        return True
+
+    def end_answer(self, body: bytes = b"") -> None:
+        """Send the last piece of the answer."""
+        self.carrier.send_body(body if self.method != "HEAD" else b"")
+        self.carrier.send_end()
+
+
+class HttpConnection:
+    """HTTP/1.1 on one connection (RFC 9112): parsed by h11, one exchange after the other."""
+
+    def __init__(self, http: HttpServer, connection: Connection) -> None:
+        self.http = http
+        self.connection = connection
+        self.exchange: Exchange | None = None
+        self._parser: h11.Connection | None = None  # made for the first byte: it takes 10 KB
+        self._begun = False  # a request has begun to come in
+        self._ahead = 0  # bytes that came while an answer was awaited
+        self._stopped = False  # a sink can't take more
+        self._busy = False  # `_go_on` is under way
+        self._lost = False
+        self._timer = http.server.loop.call_later(KEEP_ALIVE_TIMEOUT, connection.abort)
+
+    def __str__(self) -> str:
+        return f"HTTP from {self.connection.peer}"
+
+    # -- what a connection carries
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether no request is under way."""
+        return self.exchange is None
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        import h11
+
+        if self._parser is None:
+            self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        if self.exchange is None and not self._begun:
+            self._begun = True
+            self.wait(REQUEST_TIMEOUT)
+        if self.exchange is not None and self.exchange.sink is None:
+            self._ahead += len(data)
+            if self._ahead > MAX_AHEAD:
+                return self.connection.abort()
+        self._parser.receive_data(data)
+        self._go_on()
+
+    def fail(self, error: StreamError) -> None:
+        """End without a word: XMPP's errors mean nothing here."""
+        self.connection.abort()
+
+    def tls_established(self) -> None:
+        """TLS is up; the client speaks first."""
+
+    def connection_lost(self) -> None:
+        """Nobody waits for an answer any more."""
+        self._lost = True
+        self._timer.cancel()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None and exchange.sink is not None:
+            exchange.sink.lost()
+
+    def wait(self, seconds: float) -> None:
+        """Give the peer so much time for what it has to do next; 0: it has nothing to do."""
+        self._timer.cancel()
+        if seconds:
+            self._timer = self.http.server.loop.call_later(seconds, self.connection.abort)
+
+    # -- input
+
+    @property
+    def parser(self) -> h11.Connection:
+        """h11's half of the work."""
+        assert self._parser is not None
+        return self._parser
+
+    def _go_on(self) -> None:
+        import h11
+
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while not self._stopped and not self._lost:
+                event = self.parser.next_event()
+                if event is h11.NEED_DATA or event is h11.PAUSED:
+                    break
+                self.attempt(functools.partial(self._take, event))
+        except h11.RemoteProtocolError as error:
+            self._malformed(error.error_status_hint)
+        finally:
+            self._busy = False
+
+    def _take(self, event: object) -> None:
+        import h11
+
+        if isinstance(event, h11.Request):
+            self._begin(event)
+        elif isinstance(event, h11.ConnectionClosed):
+            self.connection.close()
+        elif self.exchange is not None and self.exchange.sink is not None and not self.exchange.answered:
+            if isinstance(event, h11.Data):
+                self.exchange.sink.take(bytes(event.data))
+            else:
+                sink, self.exchange.sink = self.exchange.sink, None
+                self.wait(0)
+                sink.finish()
+
+    def _begin(self, request: h11.Request) -> None:
+        headers: dict[str, str] = {}
+        for name, value in request.headers:  # names in lower case, no line breaks: h11 has seen to that
+            key, text = name.decode("ascii"), value.decode("latin-1")
+            headers[key] = f"{headers[key]}, {text}" if key in headers else text
+        exchange = Exchange(self, request.method.decode("ascii"), "", headers)
+        self.exchange = exchange
+        if not exchange.has_body:
+            self.parser.next_event()  # its end
+            self.wait(0)
+        exchange.path = decoded_path(request.target.decode("ascii"))
+        self.http.handle(exchange)
+
+    def attempt(self, step: Callable[[], None]) -> None:
+        """Take a step; an HttpError becomes the answer, a bug of ours costs one request."""
+        try:
+            step()
+        except HttpError as refusal:
+            self._refuse(refusal)
+        except Exception:  # one request's bug must not take the server down
+            log.exception("%s: unexpected error", self)
+            self._refuse(HttpError(500))
+
+    def _refuse(self, refusal: HttpError) -> None:
+        if self.exchange is not None:
+            self.exchange.sink = None
+            self.exchange.answer(refusal.status, f"{refusal.text}\n".encode(), **refusal.headers)
+
+    def _malformed(self, status: int) -> None:
+        """What follows can't be understood, so nothing may follow (RFC 9112 §11.2, threat S82)."""
+        import h11
+
+        log.info("%s: ended: no HTTP that we understand", self)
+        self.exchange = None
+        if self.parser.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            status = status if status in STATUS_TEXTS else 400
+            self.send_head(status, {"Content-Length": "0", "Connection": "close"})
+        self.connection.close()
+
+    def ask_for_body(self) -> None:
+        """A client may wait for our word before it sends a long body (RFC 9110 §10.1.1)."""
+        import h11
+
+        if self.parser.they_are_waiting_for_100_continue:
+            self._send(h11.InformationalResponse(status_code=100, headers=[]))
+
+    def stop(self) -> None:
+        """Read no more of the body until `go_on`."""
+        self._stopped = True
+        self.wait(0)
+        self.connection.pause()
+
+    def go_on(self) -> None:
+        """Read on."""
+        self._stopped = False
+        self.wait(REQUEST_TIMEOUT)
+        self.connection.resume()
+        self._go_on()
+
+    # -- output
+
+    def _send(self, event: h11.Event) -> None:
+        data = self.parser.send(event)
+        if data:
+            self.connection.write(data)
+
+    def send_head(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send status and headers."""
+        import h11
+
+        unread = self.parser.their_state is h11.SEND_BODY  # the rest of its request is not worth reading
+        closing = {"Connection": "close"} if unread else {}
+        pairs = list({**headers, **closing}.items())
+        self._send(h11.Response(status_code=status, headers=pairs, reason=b""))
+
+    def send_body(self, data: bytes) -> None:
+        """Send a piece of the body."""
+        import h11
+
+        if data:
+            self._send(h11.Data(data=data))
+
+    def send_end(self) -> None:
+        """That was the answer: the next request, or the end."""
+        import h11
+
+        self._send(h11.EndOfMessage())
+        self.exchange = None
+        if self.parser.our_state is h11.DONE and self.parser.their_state is h11.DONE:
+            self._begun, self._ahead = False, 0
+            self.parser.start_next_cycle()
+            self.wait(KEEP_ALIVE_TIMEOUT)
+            self._go_on()
+        else:
+            self._timer.cancel()
+            self.connection.close()
+
+    def switch(self, headers: Mapping[str, str]) -> bytes:
+        """Agree to another protocol (RFC 9110 §7.8); returns what of it came already."""
+        import h11
+
+        self._send(h11.InformationalResponse(status_code=101, headers=list(headers.items()), reason=b""))
+        self._timer.cancel()
+        self.exchange, self._lost = None, True
+        return bytes(self.parser.trailing_data[0])
+
+
+def decoded_path(target: str) -> str:
+    """Return the path of a request, decoded once; raises HttpError for what is no path (threat S77)."""
+    path = target.partition("?")[0]
+    try:
+        decoded = unquote(path, errors="strict")
+    except UnicodeDecodeError:
+        raise HttpError(404) from None
+    if not path.startswith("/") or not decoded.isprintable():
+        raise HttpError(404)
+    return decoded
+
+
+RouteHandler = Callable[[Any, Exchange], None]
+
+
+def route(method: str, path: str, *, origins: str = "") -> Callable[[RouteHandler], RouteHandler]:
+    """Mark the method of a feature that answers HTTP requests for `path`; a path that ends in `/` has more behind it.
+
+    `origins`: which web pages may use it, by CORS (Fetch §3.2): "" those of the same origin,
+    "own" those of the hosts and of `[web] origins`, "*" all.
+    """
+
+    def decorate(function: RouteHandler) -> RouteHandler:
+        vars(function).setdefault("routes", []).append((path, method, origins))
+        return function
+
+    return decorate
+
+
+@dataclass(slots=True)
+class Route:
+    """What answers requests for one path, by method."""
+
+    origins: str
+    methods: dict[str, Callable[[Exchange], None]] = field(default_factory=dict)
+
+
+class HttpServer(Feature):
+    """HTTP/1.1 (RFC 9112, RFC 9110) inside TLS: the port that browsers come in by.
+
+        C: GET /.well-known/host-meta HTTP/1.1          S: HTTP/1.1 200
+    """
+
+    namespace = ""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.port = 0  # of our own listener, once there is one
+        if not self.missing_packages():
+            server.protocols["http/1.1"] = lambda connection: HttpConnection(self, connection)
+
+    @staticmethod
+    def missing_packages() -> list[str]:
+        """Return what has to be installed before this chapter opens."""
+        from importlib.util import find_spec
+
+        return [name for name in ("h11", "wsproto") if find_spec(name) is None]
+
+    def listening(self, opened: Sequence[tuple[str, Address]]) -> None:
+        """Note our port; without the packages, say once what is missing."""
+        if self.server.config.listen.web and (missing := self.missing_packages()):
+            log.warning("no web port: install %s, with: python3 -m pip install 'xmppd[web]'", " and ".join(missing))
+        self.port = next((address.port for purpose, address in opened if purpose == "web"), 0)
+
+    def url(self, host: str) -> str:
+        """Return the URL, without a slash at its end, by which the world reaches our port."""
+        port = "" if self.port in (0, 443) else f":{self.port}"
+        return self.server.config.web_url or f"https://{ascii_domain(host)}{port}"
+
+    @functools.cached_property
+    def routes(self) -> Mapping[str, Route]:
+        """All routes of all features, by path."""
+        routes: dict[str, Route] = {}
+        for feature in self.server.registry.features:
+            for name in dir(type(feature)):
+                for path, method, origins in getattr(getattr(type(feature), name), "routes", ()):
+                    found = routes.setdefault(path, Route(origins))
+                    assert method not in found.methods and found.origins == origins, path
+                    found.methods[method] = getattr(feature, name)
+        return routes
+
+    def handle(self, exchange: Exchange) -> None:
+        """Find who answers; raises HttpError."""
+        path, method = exchange.path, exchange.method
+        found = self.routes.get(path) or self.routes.get(path[: path.find("/", 1) + 1])
+        if found is None:
+            raise HttpError(404)
+        self._check_origin(exchange, found)
+        if method == "OPTIONS":
+            exchange.always |= self._permissions(found)
+            return exchange.answer(204)
+        handler = found.methods.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            raise HttpError(405, Allow=", ".join(found.methods))
+        handler(exchange)
+
+    def _check_origin(self, exchange: Exchange, found: Route) -> None:
+        """Let a browser know whether the page that asks may hear the answer; if not, do nothing for it (S79)."""
+        origin = exchange.headers.get("origin", "")
+        if not origin:
+            return
+        if found.origins == "*":
+            exchange.always["Access-Control-Allow-Origin"] = "*"
+        elif self.is_own(origin, exchange) or (found.origins == "own" and self._is_listed(origin)):
+            exchange.always |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+        else:
+            raise HttpError(403, "Pages from there may not use this server; see [web] origins in its configuration.")
+
+    @staticmethod
+    def is_own(origin: str, exchange: Exchange) -> bool:
+        """Whether a page came from this very port; TLS has proven that the client knows us by that name."""
+        return origin == f"https://{exchange.headers.get('host', '')}"
+
+    def _is_listed(self, origin: str) -> bool:
+        config, match = self.server.config, ORIGIN.fullmatch(origin)
+        hosts = {ascii_domain(host) for host in config.hosts}
+        return "*" in config.web_origins or origin in config.web_origins or (
+            match is not None and origin.startswith("https://") and match[1] in hosts)  # fmt: skip
+
+    @staticmethod
+    def _permissions(found: Route) -> dict[str, str]:
+        """Answer a browser that asks before it does something unusual (Fetch §3.2.2)."""
+        return {
+            "Access-Control-Allow-Methods": ", ".join((*found.methods, "HEAD", "OPTIONS")),
+            "Access-Control-Allow-Headers": "Content-Type, Range, If-None-Match",
+            "Access-Control-Max-Age": "86400",
+        }
+
+
+class ConnectionDiscovery(Feature):
+    """Discovering Alternative XMPP Connection Methods (XEP-0156): where the WebSocket and BOSH endpoints are.
+
+        C: GET /.well-known/host-meta
+        S: <XRD xmlns='http://docs.oasis-open.org/ns/xri/xrd-1.0'>
+             <Link rel='urn:xmpp:alt-connections:websocket' href='wss://example.org:5443/xmpp-websocket'/>…</XRD>
+    """
+
+    namespace = XRD
+
+    def _links(self, exchange: Exchange) -> dict[str, str]:
+        hosts = self.server.config.hosts
+        url = self.server.registry.feature(HttpServer).url(exchange.host if exchange.host in hosts else hosts[0])
+        return {
+            "urn:xmpp:alt-connections:websocket": f"wss{url.removeprefix('https')}/xmpp-websocket",
+            "urn:xmpp:alt-connections:xbosh": f"{url}/http-bind",
+        }
+
+    @route("GET", "/.well-known/host-meta", origins="*")
+    def host_meta(self, exchange: Exchange) -> None:
+        """§2.3, as XML (RFC 6415 §2)."""
+        links = (E(XRD("Link"), {"rel": rel, "href": href}) for rel, href in self._links(exchange).items())
+        exchange.answer(200, serialize(E(XRD("XRD"), None, *links)).encode(), "application/xrd+xml; charset=utf-8")
+
+    @route("GET", "/.well-known/host-meta.json", origins="*")
+    def host_meta_json(self, exchange: Exchange) -> None:
+        """§2.3, as JSON (RFC 6415 §3)."""
+        links = [{"rel": rel, "href": href} for rel, href in self._links(exchange).items()]
+        exchange.answer(200, json.dumps({"links": links}).encode(), "application/json")
+
+
+# -- streams whose transport keeps elements apart
+
+
+class FramedStream(ClientStream):
+    """A client's stream where each element is a document of its own: it declares all its namespaces itself."""
+
+    stream_prefix: ClassVar[str] = f" xmlns:stream='{STREAMS}'"
+
+    def send(self, stanza: Stanza) -> None:
+        """Send a stanza."""
+        if self.server.trace is not None:
+            self.server.trace.said(self, stanza)
+        wire, name_ends = stanza.wire(), len(STANZA_TAGS[stanza.tag])
+        self.transport.write(b"%b xmlns='jabber:client'%b" % (wire[:name_ends], wire[name_ends:]))
+
+    def send_element(self, element: Element) -> None:
+        """Send any other first-level element."""
+        if self.server.trace is not None:
+            self.server.trace.said(self, element)
+        self.transport.write(serialize(element).encode())
+
+    @staticmethod
+    def opening(attributes: Mapping[str, str]) -> Opened:
+        """Return the stream header that a transport's own way of opening a stream stands for."""
+        return Opened(STREAMS("stream"), dict(attributes), {None: CLIENT, "stream": STREAMS})
+
+
+# -- WebSocket (RFC 7395)
+#
+#     C: GET /xmpp-websocket, Upgrade: websocket, Sec-WebSocket-Protocol: xmpp      S: 101
+#     C: <open xmlns='urn:ietf:params:xml:ns:xmpp-framing' to='example.org' version='1.0'/>
+#     S: <open xmlns='urn:ietf:params:xml:ns:xmpp-framing' from='example.org' id='…' …/>
+#     S: <stream:features xmlns:stream='http://etherx.jabber.org/streams'>…</stream:features>
+#
+# From there on everything is as in chapter 11, one element in each message. TLS is the
+# web's, so there is no STARTTLS, and compression is left out as a whole (threats S81, S23).
+
+
+class WebSocketStream(FramedStream):
+    """A stream whose elements come one per message; the parser is the one of TCP (threat S04)."""
+
+    def __init__(self, server: Server, transport: WebSocket) -> None:
+        self._messages: deque[bytes] = deque()  # that came and wait for their turn
+        self._websocket = transport
+        super().__init__(server, transport)
+
+    def _make_parser(self) -> StreamParser:
+        """A message is parsed as a child of a header that nobody sent: so all of a stream share one parser."""
+        parser = super()._make_parser()
+        parser.feed(f"<stream:stream xmlns='{CLIENT}' xmlns:stream='{STREAMS}'>".encode())
+        parser.next()
+        return parser
+
+    def receive(self, data: bytes) -> None:
+        """Take one message."""
+        self.heard_at = self.server.loop.now()
+        if self.state is not StreamState.CLOSED:
+            self._messages.append(data)
+            self.process()
+
+    def next_event(self) -> Event | None:
+        """Parse the next message; `<open/>` and `<close/>` stand for the header and its end (RFC 7395 §3.3.1)."""
+        if not self._messages:
+            return None
+        message = self._messages.popleft()
+        if declaration := XML_DECLARATION.match(message):  # §3.3.3: not recommended, so not refused
+            if ENCODING.search(declaration[1]):
+                return StreamError("unsupported-encoding")
+            message = message[declaration.end() :].lstrip(b" \t\r\n")
+        if not message.startswith(b"<"):
+            return StreamError("not-well-formed", "a message begins with <")
+        self.parser.feed_whole(message)
+        event = self.parser.next()
+        return self._framed(event) if type(event) is Element else event
+
+    def _framed(self, element: Element) -> Event:
+        is_opening = self.state is StreamState.OPENING
+        if element.tag == FRAMING("open") and is_opening:
+            return self.opening(element.attrib)
+        if element.tag == FRAMING("close"):
+            return Closed()
+        if local_name(element.tag) in ("open", "close"):  # §3.3.2, or a second <open/>
+            return StreamError("bad-format" if element.tag == FRAMING("open") else "invalid-namespace")
+        return StreamError("not-authorized", "<open/> comes first") if is_opening else element
+
+    def _write_header(self, header: Element) -> None:
+        self._write(serialize(E(FRAMING("open"), header.attrib)))
+
+    def _write_footer(self) -> None:
+        self._write(serialize(E(FRAMING("close"))))
+
+    def ask_for_life(self) -> None:
+        """RFC 7395 §3.8: by a ping of WebSocket's, which a browser answers even while its page sleeps."""
+        self._websocket.ping()
+
+
+class WebSocket:
+    """One WebSocket connection (RFC 6455): a `Transport` (chapter 11) with a connection below it."""
+
+    def __init__(self, server: Server, connection: Connection, early: bytes) -> None:
+        from wsproto.connection import Connection as Framing
+        from wsproto.connection import ConnectionType
+
+        self.connection = connection
+        self.peer = connection.peer
+        self.secure = connection.secure
+        self.lab = False
+        self.compressed = True  # XEP-0138 is not for here: it must not be offered
+        self.close_code = 1000  # RFC 6455 §7.4.1: what we say at the end; this one is "all well"
+        self._framing = Framing(ConnectionType.SERVER, trailing_data=early)
+        self._parts: list[str] = []  # of the message that is coming in
+        self._size = 0
+        self._closing = False
+        self.stream = WebSocketStream(server, self)
+
+    # -- what a connection carries
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether nobody has logged in yet."""
+        return self.stream.is_stranger
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+        if self._closing:
+            return
+        self._framing.receive_data(data)
+        for event in self._framing.events():
+            if self._closing:
+                return
+            WEBSOCKET_EVENTS[type(event).__name__](self, event)
+
+    def tls_established(self) -> None:
+        """It was, before the handshake of HTTP."""
+
+    def fail(self, error: StreamError) -> None:
+        """End the stream, and say why."""
+        self.stream.fail(error)
+
+    def connection_lost(self) -> None:
+        """The connection is over."""
+        self._closing = True
+        self.stream.connection_lost()
+
+    # -- events of wsproto
+
+    def _take_text(self, event: wsproto.events.TextMessage) -> None:
+        """A piece of a message, or all of it; its size is checked before it is put together."""
+        self._size += len(event.data)
+        self._parts.append(event.data)
+        if self._size > self.stream.parser.max_stanza or len(self._parts) > MAX_MESSAGE_FRAMES:
+            self.close_code = 1009
+            return self.stream.fail(StreamError("policy-violation", "message too big"))
+        if event.message_finished:
+            message, self._parts, self._size = "".join(self._parts).encode(), [], 0
+            self.stream.receive(message)
+
+    def _refuse_bytes(self, event: wsproto.events.BytesMessage) -> None:
+        """RFC 7395 §3.2: only text."""
+        self.close_code = 1003
+        self.stream.fail(StreamError("bad-format", "messages are text"))
+
+    def _take_ping(self, event: wsproto.events.Ping) -> None:
+        self.stream.heard_at = self.stream.server.loop.now()
+        self.connection.write(self._framing.send(event.response()))
+
+    def _take_pong(self, event: wsproto.events.Pong) -> None:
+        self.stream.heard_at = self.stream.server.loop.now()
+
+    def _take_close(self, event: wsproto.events.CloseConnection) -> None:
+        """The peer closes, or has broken the rules of framing: either way the stream ends as if cut (§3.6)."""
+        self._closing = True
+        self.connection.write(self._framing.send(event))
+        self.connection.close()
+        self.stream.connection_lost()
+
+    # -- what a stream writes to
+
+    def write(self, data: bytes) -> None:
+        """Send one message."""
+        from wsproto.events import TextMessage
+
+        if not self._closing:
+            self.connection.write(self._framing.send(TextMessage(data=data.decode())))
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        from wsproto.events import Ping as PingFrame
+
+        if not self._closing:
+            self.connection.write(self._framing.send(PingFrame()))
+
+    def close(self) -> None:
+        """Say goodbye, also in WebSocket's way (RFC 7395 §3.6)."""
+        from wsproto.events import CloseConnection
+
+        if not self._closing:
+            self._closing = True
+            self.connection.write(self._framing.send(CloseConnection(code=self.close_code)))
+            self.connection.close()
+
+    def start_tls(self, host: str) -> None:
+        """Never: RFC 7395 §3.9."""
+        raise AssertionError("WebSocket has TLS below it")
+
+    def compress(self) -> None:
+        """Never: it is not offered."""
+        raise AssertionError("WebSocket is not compressed")
+
+    def pause(self) -> None:
+        """Read no more, until `resume`."""
+        self.connection.pause()
+
+    def resume(self) -> None:
+        """Read again."""
+        self.connection.resume()
+
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once all that was written so far is out of our hands."""
+        self.connection.when_sent(callback)
+
+    def channel_bindings(self) -> dict[str, bytes]:
+        """Return those of the TLS connection below."""
+        return self.connection.channel_bindings()
+
+    def peer_certificate(self) -> bytes | None:
+        """Return none: on this port nobody is asked for one."""
+        return None
+
+
+WEBSOCKET_EVENTS: Mapping[str, Callable[[WebSocket, Any], None]] = {  # by the names of wsproto's
+    "TextMessage": WebSocket._take_text,
+    "BytesMessage": WebSocket._refuse_bytes,
+    "Ping": WebSocket._take_ping,
+    "Pong": WebSocket._take_pong,
+    "CloseConnection": WebSocket._take_close,
+}
+
+
+class WebSocketBinding(Feature):
+    """XMPP over WebSocket (RFC 7395): the handshake (RFC 6455 §4.2).
+
+        C: GET /xmpp-websocket … Upgrade: websocket … Sec-WebSocket-Protocol: xmpp
+        S: HTTP/1.1 101 … Upgrade: websocket … Sec-WebSocket-Protocol: xmpp
+    """
+
+    namespace = FRAMING
+
+    @route("GET", "/xmpp-websocket", origins="own")
+    def upgrade(self, exchange: Exchange) -> None:
+        """RFC 6455 §4.2.1: the headers that make it one; §3.1 of RFC 7395: and that it is for XMPP."""
+        headers = {name: value.lower() for name, value in exchange.headers.items()}
+        if headers.get("upgrade") != "websocket" or "upgrade" not in headers.get("connection", ""):
+            raise HttpError(426, Upgrade="websocket", Connection="Upgrade")
+        if headers.get("sec-websocket-version") != "13":
+            raise HttpError(426, Upgrade="websocket", Connection="Upgrade", Sec_WebSocket_Version="13")
+        key = exchange.headers.get("sec-websocket-key", "")
+        offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
+        if len(key) != 24 or "xmpp" not in offered or exchange.has_body or exchange.method != "GET":
+            raise HttpError(400)
+        from wsproto.utilities import generate_accept_token
+
+        carrier = exchange.carrier
+        early = carrier.switch({
+            "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Protocol": "xmpp",
+            "Sec-WebSocket-Accept": generate_accept_token(key.encode("latin-1")).decode(),
+        })  # fmt: skip
+        websocket = WebSocket(self.server, carrier.connection, early)
+        carrier.connection.carry(websocket)
+        websocket.receive(b"")
 
 
 # ==== 25. Administration: the control channel ====
@@ -15160,6 +16061,9 @@ FEATURES: tuple[type[Feature], ...] = (
     AvatarConversion,  # behind the eventing, which changes what it converts
     BookmarkConversion,
     MultiUserChat,
+    HttpServer,
+    ConnectionDiscovery,
+    WebSocketBinding,
 )
 
 FOUNDATIONS = (  # what is built into a chapter rather than into a feature
@@ -15172,6 +16076,7 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("RFC 5929, RFC 9266", "Channel bindings", "9"),
     ("RFC 4616", "SASL PLAIN, inside TLS", "10"),
     ("RFC 2831", "SASL DIGEST-MD5, where it is switched on", "10"),
+    ("RFC 7395", "XMPP over WebSocket", "24"),
     ("XEP-0004", "Data Forms", "5"),
     ("XEP-0048", "Bookmarks", "20"),
     ("XEP-0059", "Result Set Management", "5"),
