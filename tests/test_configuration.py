@@ -57,6 +57,8 @@ KEYS = [
     ('[federation.routes]\n"Example.net" = "127.0.0.3:5269"', "federation_routes", {"example.net": ("127.0.0.3", 5269)}),
     ('[federation]\nroutes = { "example.net" = "Xmpp.Example.com:1" }', "federation_routes", {"example.net": ("xmpp.example.com", 1)}),
     ('[federation.routes]\n"example.net" = "[::1]:65535"', "federation_routes", {"example.net": ("[::1]", 65535)}),
+    ('[web]\nurl = "https://chat.example.org/"', "web_url", "https://chat.example.org"),
+    ('[web]\norigins = ["https://chat.example.org:8443", "*"]', "web_origins", {"https://chat.example.org:8443", "*"}),
     ('[muc]\nhost = "Rooms"', "muc_host", "rooms"),
     ('[muc]\nhost = ""', "muc_host", ""),
     ('[muc]\ncreate = "admins"', "muc_create", "admins"),
@@ -72,6 +74,14 @@ MISTAKES = [
     ("hosts = []", 'hosts: expected at least one domain, for example ["example.org"], found an empty list'),
     ('hosts = "example.org"', """hosts: expected a list of domains such as ["example.org"], found 'example.org'"""),
     ("hosts = [12]", 'hosts: expected a list of domains such as ["example.org"], found 12'),
+    *(
+        (f"[web]\nurl = {value!r}", f"""[web] url: expected a URL such as "https://chat.example.org", found {value!r}""")
+        for value in ("http://chat.example.org", "chat.example.org", "https://", "https://a b")
+    ),
+    (
+        '[web]\norigins = ["https://a/b"]',
+        """[web] origins: expected a list of origins such as ["https://chat.example.org"], or ["*"], found 'https://a/b'""",
+    ),
     ('hosts = ["a b"]', """hosts: expected a domain such as "example.org", found 'a b'"""),
     ('hosts = ["me@example.org"]', """hosts: expected a domain such as "example.org", found 'me@example.org'"""),
     (

@@ -411,5 +411,6 @@ def test_at_shutdown_clients_hear_why(process_server: Server) -> None:
     process_server.process.process.terminate()
     romeo.receives_stream_error("system-shutdown")
     romeo.is_closed()
+    process_server.process.process.wait(15)
 
 
