@@ -15442,6 +15442,13 @@ class WebSocket:
         if not self._closing:
             self.connection.write(self._framing.send(TextMessage(data=data.decode())))
 
+    def write_ahead(self, data: bytes) -> None:
+        """Send one message ahead of what waits for the journal."""
+        from wsproto.events import TextMessage
+
+        if not self._closing:
+            self.connection.write_ahead(self._framing.send(TextMessage(data=data.decode())))
+
     def ping(self) -> None:
         """Ask for a sign of life."""
         from wsproto.events import Ping as PingFrame

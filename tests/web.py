@@ -59,6 +59,8 @@ class MemoryConnection:
             assert isinstance(data, bytes)
             self.outgoing += data
 
+    write_ahead = write
+
     def close(self) -> None:
         if not self.closed:
             self.closed = True
