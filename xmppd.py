@@ -227,6 +227,8 @@ MAX_UNACKNOWLEDGED = 5000  # stanzas kept for a client until it says that it has
 MAX_SASL_FAILURES = 5  # per stream; RFC 6120 §6.4.5 asks for 2 to 5
 MAX_BIND_FAILURES = 10  # per stream; RFC 6120 §7.7.3 asks for 5 to 10
 
+MAX_COMPONENT_QUEUE = 1000  # stanzas that wait for a component which is away
+
 # -- limits of accounts
 MAX_RESOURCES = 25  # sessions per account; ejabberd has 10, but a family shares tablets
 MAX_ROSTER_ITEMS = 2000  # contacts per roster; every login reads them all
@@ -256,6 +258,7 @@ CLOSE_TIMEOUT = 5.0  # for the peer's closing tag after ours (RFC 6120 §4.4)
 SILENCE_TIMEOUT = 300.0  # without a byte from a client before it is asked (RFC 6120 §4.6.4: not more often)
 ANSWER_TIMEOUT = 60.0  # for the answer to that question
 RESUMPTION_TIMEOUT = 3600.0  # to come back after a cut (XEP-0198); Monal asks for an hour, Prosody gives 10 minutes
+COMPONENT_PATIENCE = 30.0  # for a component that is away to come back: about as long as its restart takes
 SHUTDOWN_TIMEOUT = 4.0  # to say goodbye to everybody: service managers get impatient after five
 
 
@@ -2071,6 +2074,7 @@ class Limits:
     unacknowledged: int = bounded(MAX_UNACKNOWLEDGED, "stanzas", 100)  # and of bytes, as many as `unread`
     sasl_failures: int = bounded(MAX_SASL_FAILURES, "attempts", 2, 5)  # RFC 6120 §6.4.5
     bind_failures: int = bounded(MAX_BIND_FAILURES, "attempts", 5, 10)  # RFC 6120 §7.7.3
+    component_queue: int = bounded(MAX_COMPONENT_QUEUE, "stanzas", 0)  # that wait for one that is away
 
     resources: int = bounded(MAX_RESOURCES, "sessions")
     roster_items: int = bounded(MAX_ROSTER_ITEMS, "contacts")
@@ -2095,6 +2099,7 @@ class Limits:
     silence_timeout: float = timed(SILENCE_TIMEOUT, 10)
     answer_timeout: float = timed(ANSWER_TIMEOUT)
     resumption_timeout: float = timed(RESUMPTION_TIMEOUT, 0)  # 0: no session can be resumed
+    component_patience: float = timed(COMPONENT_PATIENCE, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -7884,6 +7889,7 @@ LISTENERS: Mapping[str, Listening] = {  # by the names in `[listen]`
     "client": Listening("xmpp-client", False),
     "client_tls": Listening("xmpp-client", True),
     "lab": Listening("xmpp-client", False),
+    "component": Listening("component", False),  # chapter 23; ALPN knows no such protocol, there is no TLS
     "web": Listening("http/1.1", True),  # chapter 24
 }
 
@@ -8155,6 +8161,18 @@ class Server:
             self.answer(stanza, session.jid, "self", session.bare)  # RFC 6120 §10.3.3
         else:
             self.answered(stanza)
+
+    def receive_foreign(self, stanza: Stanza) -> None:
+        """Take a stanza of another domain, which is allowed to speak for its `from`; errors go back there."""
+        try:
+            if stanza.tag == IQ:
+                check_iq(stanza)
+            self.route(stanza, JID.parse(stanza.get("to", "")))
+        except StanzaError as error:
+            self.refuse(stanza, error)
+        except Exception:  # a bug in one handler costs one stanza
+            log.exception("%s: unexpected error", stanza.get("from"))
+            self.refuse(stanza, StanzaError("internal-server-error"))
 
     # -- on its way
 
@@ -13588,9 +13606,10 @@ class MultiUserChat(Feature):
         """Serve rooms beside each host, as the configuration has it now."""
         label = self.server.config.muc_host
         names = {f"{label}.{host}" for host in self.server.config.hosts} if label else set()
+        names -= set(self.server.config.components)  # one of them may be a room service in place of this
+        self._close([jid for jid in self.rooms if jid.domain not in names])
         for name, domain in list(self.server.domains.items()):
             if isinstance(domain, RoomsDomain) and name not in names:
-                self._close([jid for jid in self.rooms if jid.domain == name])
                 del self.server.domains[name]
         for name in names - set(self.server.domains):
             self.server.domains[name] = RoomsDomain(self, name)
@@ -14747,6 +14766,227 @@ class Resolver:
             self._has_complained = True
             log.warning("other servers are looked for only at their domain's own address, port 5269, since the Python "
                         "package dnspython is missing; get it with: python3 -m pip install dnspython")  # fmt: skip
+
+
+# -- components (XEP-0114)
+#
+#     romeo ──> Server.route ──> ComponentDomain ──> ComponentStream ──> gateway
+#                                  while it is away, stanzas wait here for half a minute
+#
+# A component is believed for all addresses of its domain, and for nothing else. Towards
+# accounts here it is a stranger like any other server: it sees what they let it see.
+
+
+class ComponentDomain:
+    """The domain of a component, with all its addresses (a `Domain`, chapter 14)."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self.server = server
+        self.name = name
+        self.stream: ComponentStream | None = None
+        self._waiting: deque[Stanza] = deque()
+        self._size = 0  # bytes of these
+        self._timer: Timer | None = None  # set while there is hope
+        self._hope()
+
+    def receive(self, stanza: Stanza, to: JID) -> None:
+        """Pass a stanza on, or have it wait; raises StanzaError("remote-server-timeout")."""
+        if self.stream is not None:
+            return self.stream.send(stanza)
+        limits = self.server.config.limits
+        size = len(stanza.wire())
+        if self._timer is None or len(self._waiting) >= limits.component_queue or self._size + size > limits.unread:
+            raise StanzaError("remote-server-timeout", "the service is away")
+        self._waiting.append(stanza)
+        self._size += size
+
+    def connect(self, stream: ComponentStream) -> None:
+        """The component is there: it gets what waits."""
+        self.stream = stream
+        for stanza in self._stop_waiting():
+            stream.send(stanza)
+
+    def disconnect(self) -> None:
+        """The component is gone, perhaps for a moment only."""
+        self.stream = None
+        self._hope()
+
+    def remove(self) -> None:
+        """The component is not wanted any more."""
+        if self.stream is not None:
+            self.stream.fail(StreamError("host-gone"))  # RFC 6120 §4.9.3.5
+        self._give_up()
+
+    def _hope(self) -> None:
+        self._timer = self.server.loop.call_later(self.server.config.limits.component_patience, self._give_up)
+
+    def _give_up(self) -> None:
+        for stanza in self._stop_waiting():
+            self.server.refuse(stanza, StanzaError("remote-server-timeout", "the service is away"))
+
+    def _stop_waiting(self) -> Iterable[Stanza]:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        waiting, self._waiting, self._size = self._waiting, deque(), 0
+        return waiting
+
+
+class ComponentStream(Stream):
+    """The stream of a component (XEP-0114 §3): a header, a proof that it knows the secret, then stanzas."""
+
+    content_namespace = COMPONENT
+
+    def __init__(self, server: Server, transport: Transport, domains: Mapping[str, ComponentDomain]) -> None:
+        super().__init__(server, transport)
+        self._domains = domains
+
+    def __str__(self) -> str:
+        return f"component {self.name} at {self.transport.peer}"
+
+    @property
+    def name(self) -> str:
+        """The domain that it speaks for, or wants to."""
+        return "somebody" if self.state is StreamState.OPENING else self.host
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether it has yet to show that it knows the secret."""
+        return self.state is not StreamState.AUTHENTICATED
+
+    def _check_addresses(self, header: Opened) -> None:
+        """§3: `to` is the component's own domain, not the server's."""
+        try:
+            name = JID.parse(header.attributes.get("to", "")).domain
+        except StanzaError:
+            raise StreamError("improper-addressing") from None
+        if name not in self._domains:
+            raise StreamError("host-unknown")
+        self.host = name
+        self._check_conflict()
+
+    def _check_conflict(self) -> None:
+        if self._domains[self.host].stream is not None:
+            raise StreamError("conflict", "this component is connected already")
+
+    def opened(self, header: Opened) -> None:
+        """§3, example 2: a header without version, and no features."""
+        self.version = ""
+        self.send_header()
+        self.state = StreamState.OPEN
+
+    def tls_established(self) -> None:
+        """There is no TLS here: a component is on this machine, or the owner has said that the way is safe."""
+
+    def element(self, element: Element) -> None:
+        """The handshake first, then stanzas."""
+        if element.tag == STREAMS("error"):
+            log.info("%s: ended with %s", self, ", ".join(local_name(child.tag) for child in element))
+            self.close()
+        elif self.state is StreamState.OPEN:
+            self._shake_hands(element)
+        elif isinstance(element, Stanza):
+            self._receive(element)
+        else:
+            raise StreamError("unsupported-stanza-type")
+
+    def _shake_hands(self, element: Element) -> None:
+        """§3: SHA-1 of stream id and secret, in hexadecimal."""
+        secret = self.server.config.components.get(self.host)
+        if secret is None:
+            raise StreamError("host-gone")  # a reload was faster
+        expected = hashlib.sha1((self.id + secret).encode()).hexdigest()
+        given = (element.text or "").strip()
+        if element.tag != CLIENT("handshake") or not hmac.compare_digest(given.encode(), expected.encode()):
+            log.warning("%s: refused, it does not know the secret", self)
+            raise StreamError("not-authorized")
+        self._check_conflict()  # somebody may have been faster
+        self.state = StreamState.AUTHENTICATED
+        self._deadline.cancel()
+        limits = self.server.config.limits
+        self.parser.max_stanza, self.parser.max_elements = limits.stanza, limits.elements
+        self.send_element(E(CLIENT("handshake")))
+        log.info("%s: connected", self)
+        self._domains[self.host].connect(self)
+        self._keep_alive()
+
+    def _keep_alive(self) -> None:
+        """RFC 6120 §4.6.1: white space now and then, by which TCP notices a component that is cut off."""
+        self._deadline = self.server.loop.call_later(self.server.config.limits.silence_timeout, self._keep_alive)
+        self.transport.write(b" ")
+
+    def _receive(self, stanza: Stanza) -> None:
+        """§3: `from` and `to` are required, and the domain of the former is the component's."""
+        sender = stanza.get("from", "")
+        try:
+            jid = JID.parse(sender)
+        except StanzaError:
+            raise StreamError("improper-addressing") from None
+        if "to" not in stanza.attrib:
+            raise StreamError("improper-addressing")
+        if jid.domain != self.host:
+            raise StreamError("invalid-from")
+        if str(jid) != sender:
+            stanza.set("from", str(jid))  # as everything here compares addresses
+        if self.lang and XML_LANG not in stanza.attrib:
+            stanza.set(XML_LANG, self.lang)
+        self.server.receive_foreign(stanza)
+
+    def ended(self) -> None:
+        """Stanzas for the component wait from now on."""
+        super().ended()
+        domain = self._domains.get(self.host)
+        if domain is not None and domain.stream is self:
+            log.info("%s: disconnected", self)
+            domain.disconnect()
+
+
+class Components(Feature):
+    """Jabber Component Protocol (XEP-0114): programs that speak for a domain of their own, such as gateways.
+
+        C: <stream:stream xmlns='jabber:component:accept' to='gateway.example.org' …>
+        S: <stream:stream xmlns='jabber:component:accept' from='gateway.example.org' id='3BF96D32' …>
+        C: <handshake>aaee83c26aeeafcbabeabfcbcd50df997e0a2a1e</handshake>
+        S: <handshake/>
+    """
+
+    namespace = COMPONENT
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.domains: dict[str, ComponentDomain] = {}
+        self.reloaded()
+
+    def reloaded(self) -> None:
+        """Serve the components that the configuration names now."""
+        wanted = self.server.config.components
+        for name in [name for name in self.domains if name not in wanted]:
+            self.domains[name].remove()
+            del self.domains[name], self.server.domains[name]
+        for name in wanted:
+            if name not in self.domains:
+                self.server.domains[name] = self.domains[name] = ComponentDomain(self.server, name)
+        self.server.protocols.pop("component", None)
+        if wanted:
+            self.server.protocols["component"] = self.accept
+
+    def accept(self, transport: Transport) -> ComponentStream:
+        """Return the stream for a new connection."""
+        return ComponentStream(self.server, transport, self.domains)
+
+    def disco_items(self, request: Iq, items: Element) -> None:
+        """XEP-0030 §4.1: those that are connected are services of the host above them, or of all hosts."""
+        for name, domain in self.domains.items():
+            host = name.partition(".")[2]
+            if not request.owner.local and domain.stream is not None and (
+                    host == request.owner.domain or host not in self.server.config.hosts):  # fmt: skip
+                items.append(E(DISCO_ITEMS("item"), jid=name))
+
+    def shutting_down(self) -> None:
+        """RFC 6120 §4.9.3.20."""
+        for domain in self.domains.values():
+            if domain.stream is not None:
+                domain.stream.fail(StreamError("system-shutdown"))
 
 
 # ==== 24. The web (RFC 7395, XEP-0124, XEP-0206, XEP-0156, XEP-0363) ====
@@ -15958,7 +16198,7 @@ def read_control_file(path: Path) -> tuple[str, int]:
 
 SECRET_TAGS = frozenset({
     SASL("auth"), SASL("response"), SASL("challenge"), SASL("success"),
-    IQ_AUTH("password"), IQ_AUTH("digest"), REGISTER("password"),
+    IQ_AUTH("password"), IQ_AUTH("digest"), REGISTER("password"), CLIENT("handshake"),
 })  # fmt: skip
 MASK = "***"
 TRACE_COLOURS = {"C:": "\x1b[36m", "S:": "\x1b[32m", "→": "\x1b[33m"}  # cyan, green, yellow
@@ -16067,6 +16307,7 @@ FEATURES: tuple[type[Feature], ...] = (
     NodeOwnership,
     AvatarConversion,  # behind the eventing, which changes what it converts
     BookmarkConversion,
+    Components,  # before the rooms: on a reload, one may give up a domain to them
     MultiUserChat,
     HttpServer,
     ConnectionDiscovery,

@@ -272,7 +272,7 @@ class MemoryTransport:
 
     def __init__(self, loop: xmppd.Loop) -> None:
         self.loop = loop
-        self.stream: xmppd.ClientStream | None = None
+        self.stream: xmppd.Carried | None = None
         self.secure = False
         self.lab = False
         self.compressed = False
@@ -373,15 +373,19 @@ class MemoryServer:
 class MemoryWire:
     """The client's end of a connection in memory; waiting for bytes means to run turns of the server's loop.
 
-    `split` is the number of bytes that the server gets at once, 0 for all.
+    `split` is the number of bytes that the server gets at once, 0 for all; `protocol` names
+    who listens there (`Server.protocols`).
     """
 
-    def __init__(self, server: MemoryServer, *, split: int = 0, direct_tls: bool = False) -> None:
+    def __init__(
+        self, server: MemoryServer, *, split: int = 0, direct_tls: bool = False, protocol: str = "xmpp-client"
+    ) -> None:
         self.loop = server.loop
         self.split = split
         self.transport = MemoryTransport(server.loop)
         self.transport.secure = direct_tls
-        self.transport.stream = xmppd.ClientStream(server.server, self.transport)
+        accept: Callable[[Any], xmppd.Carried] = server.server.protocols[protocol]
+        self.transport.stream = accept(self.transport)
 
     def send(self, data: bytes) -> None:
         """See `Wire.send`."""
