@@ -17270,7 +17270,7 @@ def check_ports(config: Config, running: Mapping[str, Any] | None) -> Iterator[F
     """Yield a finding for each address that the server listens on, or would."""
     held = set(running["listeners"]) if running else set()
     for name in LISTENERS:
-        for address in getattr(config.listen, name):
+        for address in getattr(config.listen, name) if name != "component" or config.components else ():
             if address.family == socket.AF_INET6 and not machine_has_ipv6():
                 yield Finding(f"port: {name} {address} is left out, for this machine has no IPv6")
                 continue
