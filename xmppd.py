@@ -41,7 +41,7 @@ Contents
     13. The contract of a feature
     14. Sessions and routing (RFC 6120 §8, §10; RFC 6121 §8)
     15. Roster, subscriptions, presence (RFC 6121 §2 to §4)
-    16. Messages at rest (XEP-0160)
+    16. Messages at rest, and their copies (XEP-0160, XEP-0280)
     17. Service discovery (XEP-0030)
     18. Small features
     19. Privacy (XEP-0016, XEP-0191)
@@ -205,6 +205,8 @@ CHAT_STATES = Namespace("http://jabber.org/protocol/chatstates")  # XEP-0085
 RECEIPTS = Namespace("urn:xmpp:receipts")  # XEP-0184
 CHAT_MARKERS = Namespace("urn:xmpp:chat-markers:0")  # XEP-0333
 CARBONS = Namespace("urn:xmpp:carbons:2")  # XEP-0280
+CARBONS_RULES = Namespace("urn:xmpp:carbons:rules:0")  # a feature for service discovery only
+FORWARD = Namespace("urn:xmpp:forward:0")  # XEP-0297
 SM = Namespace("urn:xmpp:sm:3")  # XEP-0198
 MUC = Namespace("http://jabber.org/protocol/muc")  # XEP-0045
 MUC_USER = Namespace("http://jabber.org/protocol/muc#user")
@@ -239,6 +241,7 @@ MAX_REQUESTS = 500  # subscription requests waiting per account: strangers send 
 MAX_REQUEST_BYTES = 2048  # of the content of one; all must fit into MAX_UNREAD, as they are sent at each login
 MAX_PRIVACY_LISTS = 50  # privacy lists per account; people who use them have three
 MAX_PRIVACY_RULES = 2000  # rules in all lists of an account, blocks included: each may be 3 KB; one for each contact
+MAX_COPIED = 100  # ids that a session remembers of messages copied by XEP-0280, for errors about them
 MAX_DIRECTED = 2000  # addresses that a session may have sent directed presence to
 MAX_VCARD = 200 * 1024  # bytes of a vCard, photo included; XEP-0153 §4.6 thinks of 8 KB
 MAX_PEP_NODES = 256  # nodes per account; Prosody has no limit, and people had 20 GB of strangers' data
@@ -7364,6 +7367,9 @@ class Feature:
         """Filter: nobody took the message; whoever keeps it returns None, else it bounces."""
         return stanza
 
+    def refused(self, session: Session, error: Stanza) -> None:
+        """Event: a stanza of the session's was answered by this server with an error."""
+
     def session_bound(self, session: Session) -> None:
         """Event: a resource is bound."""
 
@@ -7563,6 +7569,8 @@ class Session:
         self.caps_asked = False  # it has been asked what it wants, or need not be
         self.wants: frozenset[str] = frozenset()  # pubsub nodes it wants to be notified of
         self.directed: dict[str, None] = {}  # who got directed presence (RFC 6121 §4.6), in order
+        self.carbons_since = 0.0  # Unix time since when it gets copies of messages (XEP-0280), 0 while it doesn't
+        self.copied: deque[str] | None = None  # ids of its last messages that the account's other sessions got, too
         self.active_list = ""  # the name of its active privacy list (XEP-0016 §2.4)
         self.rules: Rules | None = None  # the privacy list that counts for it, active or default (chapter 19)
         self.sending = server.registry.sending  # its filters: everybody's, and where there are rules, theirs in front
@@ -8194,8 +8202,14 @@ class Server:
         """Answer a stanza with an error, unless it is itself an answer (RFC 6120 §8.3.1)."""
         if self.trace is not None:
             self.trace.decided(f"RFC 6120 §8.3: refused with {error.condition} {error.text}".rstrip())
-        if stanza.get("type") not in ("error", "result"):
-            self.reply(error_reply(stanza, error))
+        if stanza.get("type") in ("error", "result"):
+            return
+        reply = error_reply(stanza, error)
+        self.reply(reply)
+        session = self.session(JID.parse(reply.get("to", "")))
+        if session is not None:
+            for event in self.registry.listeners("refused"):
+                event(session, reply)
 
     def reply(self, stanza: Stanza) -> None:
         """Send an answer to whoever asked: a session here directly, so that nothing stands in its way."""
@@ -9044,7 +9058,7 @@ def presence_priority(stanza: Stanza) -> int:
     return int(text)
 
 
-# ==== 16. Messages at rest (XEP-0160) ====
+# ==== 16. Messages at rest, and their copies (XEP-0160, XEP-0280) ====
 #
 # What happens to a message when nobody is there to read it? It waits in a log, one per
 # account, and is delivered when a resource with a priority that isn't negative becomes
@@ -9166,6 +9180,155 @@ class OfflineMessages(Feature):
     def account_removed(self, owner: JID) -> None:
         """What was on its way is no longer in the log; the next owner of the name has a log of their own."""
         self._flushing.pop(owner, None)
+
+
+# -- copies for the other devices
+
+CARBONS_WRAPPERS = frozenset({CARBONS("received"), CARBONS("sent")})
+IM_PAYLOADS = frozenset({RECEIPTS, CHAT_STATES, CHAT_MARKERS})  # what XEP-0280 §6.1 takes for a conversation's
+
+
+def is_invitation(message: Stanza) -> bool:
+    """Whether it asks somebody into a room: directly (XEP-0249) or through it (XEP-0045 §7.8.2)."""
+    mediated = f"{MUC_USER('x')}/{MUC_USER('invite')}"
+    return message.find(DIRECT_INVITE("x")) is not None or message.find(mediated) is not None
+
+
+def is_carbon(message: Stanza) -> bool:
+    """Whether it holds a copy, or pretends to."""
+    return any(child.tag in CARBONS_WRAPPERS for child in message)
+
+
+def is_to_be_copied(message: Stanza, *, is_received: bool) -> bool:
+    """Tell whether the account's other devices get copies of a message that is no error (XEP-0280 §6.1, §9).
+
+    A private message from somebody in a room comes to each of the account's clients in the
+    room anyway. What looks like a copy is not copied, so that nobody's forgery ever stands
+    in a wrapper of ours (threat S42).
+    """
+    type = message.get("type")
+    if type == "groupchat" or message.find(CARBONS("private")) is not None or is_carbon(message):
+        return False
+    if message.find(HINTS("no-copy")) is not None:
+        return False
+    if is_invitation(message):
+        return True
+    if is_received and message.find(MUC_USER("x")) is not None:
+        return False
+    has_body = message.find(CLIENT("body")) is not None
+    return (type == "chat" or (has_body and type in (None, "normal"))
+            or any(namespace_of(child.tag) in IM_PAYLOADS for child in message))  # fmt: skip
+
+
+class Carbons(Feature):
+    """Message Carbons (XEP-0280): every device of an account sees all of its conversations.
+
+        C: <iq type='set' id='c1'><enable xmlns='urn:xmpp:carbons:2'/></iq>
+        S: <iq type='result' id='c1'/>
+        S: <message from='romeo@example.org' to='romeo@example.org/phone' type='chat'>
+             <sent xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'><message …/></forwarded></sent>
+           </message>
+
+    `<private/>` stays in the message, as §9 has it since version 1.0: a server that takes it
+    out hides from the receiver that copies were prevented.
+    """
+
+    namespace = CARBONS
+    server_features = (CARBONS, CARBONS_RULES)
+    account_features = (CARBONS, CARBONS_RULES)
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._copying: Counter[JID] = Counter()  # accounts with sessions that want copies: all that most messages ask
+
+    @iq("set", CARBONS("enable"), to="self")
+    def enable_for_asker(self, request: Iq) -> None:
+        """§4, §10.1: as often as the client likes."""
+        self.enable(request.from_session)
+
+    def enable(self, session: Session) -> None:
+        """Copy to this session from now on; also inline at binding (XEP-0386)."""
+        if not session.carbons_since:
+            session.carbons_since = time.time()
+            self._copying[session.bare] += 1
+
+    @iq("set", CARBONS("disable"), to="self")
+    def disable(self, request: Iq) -> None:
+        """§5, §10.1."""
+        self.session_ended(request.from_session)
+
+    @iq("set", CARBONS("enable"), to="account server", who="local remote")
+    @iq("set", CARBONS("disable"), to="account server", who="local remote")
+    def refuse(self, request: Iq) -> None:
+        """§4.1, §5.1: only for oneself."""
+        raise StanzaError("not-allowed")
+
+    def session_ended(self, session: Session) -> None:
+        """No copies any more."""
+        if session.carbons_since:
+            session.carbons_since = 0.0
+            self._copying[session.bare] -= 1
+            if not self._copying[session.bare]:
+                del self._copying[session.bare]
+
+    # -- copying
+
+    def sending(self, session: Session, stanza: Stanza) -> Stanza | None:
+        """§8: what one device says, the others see. What goes to the account itself comes to them anyway."""
+        if stanza.tag != MESSAGE or session.bare not in self._copying:
+            return stanza
+        to = stanza.get("to")
+        if to is None or stanza.get("type") == "error" or JID.parse(to).bare == session.bare:
+            return stanza
+        others = [other for other in self.server.sessions(session.bare) if other.carbons_since and other is not session]
+        if others and is_to_be_copied(stanza, is_received=False):
+            self._remember(session, stanza.get("id"))
+            self._copy(session.bare, stanza, "sent", others)
+        return stanza
+
+    def arriving(self, owner: JID, stanza: Stanza) -> Stanza | None:
+        """§7: those who don't get the message itself get a copy; but not who has sent it."""
+        if stanza.tag != MESSAGE or owner not in self._copying or stanza.get("type") == "headline":
+            return stanza
+        sessions = self.server.sessions(owner)
+        to = JID.parse(stanza.get("to", str(owner)))
+        addressed = [session for session in sessions if session.jid == to] or best_of(sessions)
+        others = [session for session in sessions if session.carbons_since and session not in addressed
+                  and session.full != stanza.get("from")]  # fmt: skip
+        if others and self._is_eligible(addressed, stanza):
+            self._copy(owner, stanza, "received", others)
+        return stanza
+
+    @staticmethod
+    def _is_eligible(addressed: Sequence[Session], stanza: Stanza) -> bool:
+        """§6.1: an error is copied if the message was that it is about; one from another session is about nothing."""
+        if stanza.get("type") == "error":
+            return any(session.copied is not None and stanza.get("id") in session.copied for session in addressed)
+        return is_to_be_copied(stanza, is_received=True)
+
+    @staticmethod
+    def _remember(session: Session, id: str | None) -> None:
+        if id:
+            session.copied = session.copied or deque(maxlen=MAX_COPIED)
+            session.copied.append(id)
+
+    def refused(self, session: Session, error: Stanza) -> None:
+        """§6.1: an error of the server's own is as good as any other."""
+        if error.tag == MESSAGE and session.bare in self._copying and self._is_eligible([session], error):
+            others = [other for other in self.server.sessions(session.bare) if other is not session]
+            self._copy(session.bare, error, "received", [other for other in others if other.carbons_since])
+
+    def _copy(self, owner: JID, message: Stanza, direction: str, receivers: Iterable[Session]) -> None:
+        """Wrap a message (XEP-0297), written once for all; the tree shares the message's own elements."""
+        original = b"<message xmlns='jabber:client'" + message.wire().removeprefix(b"<message")
+        content = b"<%b xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'>%b</forwarded></%b>"
+        name = direction.encode()
+        copy = Stanza(MESSAGE, {"from": str(owner)}, content % (name, original, name))
+        if type := message.get("type"):
+            copy.set("type", type)
+        copy.append(E(CARBONS(direction), None, E(FORWARD("forwarded"), None, message)))
+        for receiver in receivers:
+            receiver.send(copy.addressed(to=receiver.full))
 
 
 # ==== 17. Service discovery (XEP-0030) ====
@@ -12662,7 +12825,8 @@ CONFIG_CODES: Mapping[str, tuple[int, int]] = {  # §10.2.1: what is told when t
     "muc#roomconfig_enablelogging": (171, 170),
     "muc#roomconfig_whois": (173, 172),
 }
-RESERVED = frozenset({MUC, MUC_USER, OCCUPANT_ID})  # namespaces in which only the room speaks (§17.3, XEP-0421 §4)
+RESERVED = frozenset({MUC, MUC_USER, OCCUPANT_ID,  # namespaces in which only the room speaks (§17.3, XEP-0421 §4)
+                      CARBONS})  # and one in which only a client's own server does (threat S42)  # fmt: skip
 
 
 class RoomKeeper(Protocol):
@@ -14539,7 +14703,7 @@ class StreamManagement(Feature):
         """
         if kind_of(message) not in ("message chat", "message normal") or not is_worth_keeping(message):
             return
-        if message.get("from") == str(session.bare) and any(namespace_of(child.tag) == CARBONS for child in message):
+        if message.get("from") == str(session.bare) and is_carbon(message):
             return  # a copy: the message itself has its own way
         others = self.server.sessions(session.bare)
         if any(self._has_got(other, session, message, at) for other in others):
@@ -14551,7 +14715,9 @@ class StreamManagement(Feature):
 
     @staticmethod
     def _has_got(other: Session, session: Session, message: Stanza, at: float) -> bool:
-        """Whether the other session was sent the message, too: both had the highest priority then (`best_of`)."""
+        """Whether the other session was sent a copy (XEP-0280), or the message: both had the highest priority then."""
+        if 0 < other.carbons_since <= at and is_to_be_copied(message, is_received=True):
+            return True
         if message.get("to", str(session.bare)) != str(session.bare) or other.presence is None:
             return False
         (since, rank), (own_since, own_rank) = other.ranked, session.ranked
@@ -16294,6 +16460,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Subscriptions,  # hears of a session's presence before the offline messages: first who asks, then what was said
     PresenceBroadcast,
     OfflineMessages,
+    Carbons,  # behind what takes forged elements out of a message, and what notes its id in the archive
     Disco,
     Ping,
     SoftwareVersion,
