@@ -10753,6 +10753,8 @@ NODE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     BOOKMARKS: PRIVATE_CONFIG,
     "urn:xmpp:mds:displayed:0": PRIVATE_CONFIG,
     OLD_BOOKMARKS: {"pubsub#access_model": "whitelist"},
+    "storage:rosternotes": {"pubsub#access_model": "whitelist"},  # XEP-0145
+    "storage:metacontacts": {"pubsub#access_model": "whitelist"},  # XEP-0209
     "urn:xmpp:openpgp:0:secret-key": {"pubsub#access_model": "whitelist"},  # XEP-0373 §5.2
 }
 DEFAULT_CONFIGS = {name: {**NODE_FORM.defaults, **special} for name, special in {**NODE_DEFAULTS, "": {}}.items()}
