@@ -11,7 +11,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 
 import xmppd
 from tests.dialogue import PATIENCE, STREAMS, TLS, Client, SocketWire, password_of
-from tests.servers import ProcessServer, configuration, write_configuration
+from tests.servers import Clock, ProcessServer, configuration, write_configuration
 from tests.test_certificates import certify, dns, write_pair, write_pem
 
 HEADER = f"<stream:stream xmlns='jabber:client' xmlns:stream='{STREAMS}' to='example.org' version='1.0'>"
@@ -499,6 +499,47 @@ def test_a_crowd_that_only_looks_in_leaves_no_memory_behind(server) -> None:
 
 
 @pytest.mark.wire
+def test_a_silent_stream_lets_go_of_its_parser_and_goes_on(tmp_path: Path, monkeypatch) -> None:
+    """DESIGN §6: most of what an idle session takes is expat's."""
+    config = xmppd.load_config(write_configuration(tmp_path, configuration({})), data=tmp_path / "data")
+    clock, dozed, streams = Clock(), list[bool](), list[xmppd.ClientStream]()
+    doze = xmppd.StreamParser.doze
+    monkeypatch.setattr(xmppd.StreamParser, "doze", lambda parser: dozed.append(doze(parser)) or dozed[-1])
+    loop = xmppd.Loop(clock)
+    storage = xmppd.Storage(config.data, loop, sync=False)
+    server = xmppd.Server(config, loop, storage, xmppd.FEATURES)
+    network = xmppd.Network(config, loop, storage, None)
+
+    def accepted(connection: xmppd.Connection) -> None:
+        streams.append(xmppd.ClientStream(server, connection))
+        streams[0].owner = xmppd.JID("romeo", "example.org", "")  # as if it had logged in
+        connection.carry(streams[0])
+
+    def turns(until: Callable[[], bool]) -> None:
+        give_up = time.monotonic() + PATIENCE
+        while not until():
+            assert time.monotonic() < give_up
+            loop.turn(0.1)
+
+    network.listen("client", xmppd.Address(socket.AF_INET, "127.0.0.1", 0), accepted)
+    [listener] = network.listeners.values()
+    with socket.create_connection(("127.0.0.1", listener.port), PATIENCE) as peer:
+        peer.sendall(f"{HEADER}<iq type='set' id='b1'><bind xmlns='{xmppd.BIND}'/></iq>\n<presen".encode())
+        turns(lambda: bool(streams and streams[0].session))
+        clock.skip(2 * xmppd.SILENCE)
+        turns(lambda: bool(dozed))
+        peer.sendall(b"ce/>")
+        turns(lambda: streams[0].session.presence is not None)
+        clock.skip(2 * xmppd.SILENCE)
+        turns(lambda: dozed[-1])
+        assert not dozed[0]  # in the middle of a stanza
+        peer.sendall(b"<presence type='unavailable'/>")
+        turns(lambda: streams[0].session.presence is None)
+    turns(lambda: not network.connections)
+    storage.close()
+    loop.close()
+
+
 def test_a_thousand_bytes_at_a_time_or_one_is_the_same(server, juliet) -> None:
     romeo = server.client(split=1).login("romeo", resource="orchard")
     romeo.sends("<message to='juliet@example.org/balcony'><body>é &lt; ü</body></message>")

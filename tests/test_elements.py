@@ -54,6 +54,15 @@ def events_of(parser: StreamParser, pieces: Sequence[bytes]) -> list[object]:
     return events
 
 
+def drowsy(parser: StreamParser, pieces: Sequence[bytes]) -> list[object]:
+    """Like `events_of`, with a parser that dozes whenever it may."""
+    events: list[object] = []
+    for piece in pieces:
+        events += events_of(parser, [piece])
+        parser.doze()
+    return events
+
+
 def read(text: str | bytes, size: int = 0, **limits: int) -> list[object]:
     """Return the events behind the stream header; `size` is that of the pieces, 0 for all at once."""
     data = (HEADER.encode() + text) if isinstance(text, bytes) else (HEADER + text).encode()
@@ -152,6 +161,8 @@ def test_any_split_of_the_bytes_gives_the_same_stanzas_and_the_same_output(docum
     whole = [shown(event) for event in events_of(StreamParser(), [data])]
     assert [shown(event) for event in events_of(StreamParser(), cut(data, places))] == whole
     assert [shown(event) for event in events_of(StreamParser(), cut(data, range(len(data))))] == whole
+    assert [shown(event) for event in drowsy(StreamParser(), cut(data, places))] == whole
+    assert [shown(event) for event in drowsy(StreamParser(), cut(data, range(len(data))))] == whole
 
 
 @given(documents(), st.sampled_from([CLIENT, SERVER, COMPONENT]))
@@ -606,6 +617,31 @@ def test_the_rest_of_a_read_belongs_to_the_next_stream() -> None:
     assert parser.rest() == (HEADER + "<presence/>").encode()
     parser.feed(b"<iq/>")
     assert parser.rest() == (HEADER + "<presence/><iq/>").encode()
+
+
+def test_a_silent_stream_needs_no_parser_and_goes_on_as_if_it_had_one() -> None:
+    parser = StreamParser(max_stanza=200)
+    pieces = [HEADER, "<message><body>a &lt; b</body></message>\n", "<presence", "/>", " ", "<iq><x xmlns='urn:a'/></iq>"]
+    assert [shown(event) for event in drowsy(parser, [piece.encode() for piece in pieces])] == [
+        shown(event) for event in events_of(StreamParser(), ["".join(pieces).encode()])]  # fmt: skip
+    parser.feed(b"<presence")
+    assert not parser.doze()  # in the middle of a stanza
+    parser.feed(b"/><pre")
+    assert not parser.doze()  # with a stanza that nobody has taken
+    assert isinstance(parser.next(), Stanza)
+    parser.feed(b"sence/>")
+    assert isinstance(parser.next(), Stanza)
+    assert parser.doze()
+    assert not parser.doze()  # twice
+    assert error_of(drowsy(parser, [b"<message>", b"x" * 200])) == "policy-violation"  # the limits are what they were
+
+
+def test_a_header_is_remembered_with_its_prefixes() -> None:
+    header = f"<s:stream xmlns:s='http://etherx.jabber.org/streams' xmlns:a='urn:a' xmlns='jabber:client' {STREAM}>"
+    stanza = "<message><a:b/></message>"
+    pieces = [header.encode(), stanza.encode(), stanza.encode(), b"</s:stream>"]
+    assert [shown(event) for event in drowsy(StreamParser(), pieces)] == [
+        shown(event) for event in events_of(StreamParser(), pieces)]  # fmt: skip
 
 
 def test_a_closed_parser_is_gone_without_a_garbage_collection() -> None:

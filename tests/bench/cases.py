@@ -665,7 +665,7 @@ class Start(Case):
 
 
 class Idle(Case):
-    """Resident memory with nobody there, and with many sessions that do nothing."""
+    """Resident memory with nobody there, and with many sessions that have done nothing for some seconds."""
 
     name = "idle"
     rows = (
@@ -677,12 +677,14 @@ class Idle(Case):
     servers = ("floor", *WITH_ACCOUNTS)
     fresh = True
     steps = (0, 500, 2000)
+    silence = 10.0  # seconds without a word before a session counts as idle
 
     def run(self, trial: Trial) -> Sequence[float]:
         """See `Case.run`. MB and KB are powers of 1024."""
         first, readings = EVERYBODY.stop - self.steps[-1], list[int]()  # none of those who have contacts
         for more, steps in zip((0, *self.steps), self.steps, strict=False):
             trial.connect(range(first + more, first + steps), available=True)
+            trial.load.run_for(self.silence)
             trial.server.settle()
             readings.append(resident_bytes(trial.server.pid))
         each = (readings[-1] - readings[0]) / self.steps[-1] / KIB
