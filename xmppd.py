@@ -16479,6 +16479,7 @@ class Trace:
 #     xmppd init example.org              write a configuration
 #     xmppd user add alice@example.org    an account, whether the server runs or not
 #     xmppd check                         is everything as it should be, and if not, what to do
+#     xmppd check example.org             and as others see it: names, addresses, certificates
 #     xmppd specs [--compliance]          what it speaks, and which suites that makes (XEP-0479)
 #     xmppd pack                          one file with all packages, for other machines
 #
@@ -17373,12 +17374,15 @@ class Finding(NamedTuple):
 
 
 def check(options: argparse.Namespace) -> int:
-    """Print every item with "ok" or "problem"; exit status 0 only if all is well."""
-    findings = list(find_everything(options))
-    for finding in findings:
+    """Print every item with "ok" or "problem"; exit status 0 only if all is well.
+
+    With a domain: what other servers and clients see of it. Without: what the owner's machine has.
+    """
+    problems = 0
+    for finding in check_domain(options) if options.domain else find_everything(options):
         line = f"problem: {finding.text}; remedy: {finding.remedy}" if finding.remedy else f"ok: {finding.text}"
-        print(printable(line))
-    problems = sum(bool(finding.remedy) for finding in findings)
+        print(printable(line), flush=True)
+        problems += bool(finding.remedy)
     print(f"{problems} {'problem' if problems == 1 else 'problems'}" if problems else "all is well")
     return 1 if problems else 0
 
@@ -17535,6 +17539,183 @@ def print_columns(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
 
 
+# -- check DOMAIN: as others see it
+#
+# The same steps that another server or a client takes: names, addresses, TCP, the stream, TLS, the
+# certificate, what is offered. The first that fails ends the way, and is told with its remedy.
+
+PROBE_TIMEOUT = 8.0  # seconds for one answer; people wait for this command
+REMEDY_REACH = "is the server running, does the firewall let port {} in, does the router forward it?"
+REMEDY_CERTIFICATE = "get a certificate for {} (Let's Encrypt gives them away) and name it in [tls]"
+
+
+class Unhealthy(Exception):
+    """A step failed; its finding is the only argument."""
+
+
+class Probe:
+    """A connection to one address of a service, which goes as far as one can go without logging in."""
+
+    def __init__(self, domain: str, service: str, target: Target, address: str, sender: str) -> None:
+        self.domain = domain
+        self.direct = target.direct_tls
+        self.namespace = SERVER if service == "xmpp-server" else CLIENT
+        self.service = service
+        self.sender = sender
+        self._parser = StreamParser(self.namespace)
+        self._socket = socket.create_connection((address, target.port), PROBE_TIMEOUT)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def open_stream(self) -> Element:
+        """Open a stream and return its features (RFC 6120 §4.2, §4.3.2); raises Unhealthy."""
+        self._parser.close()
+        self._parser = StreamParser(self.namespace)
+        attributes = {"to": self.domain, "version": "1.0", **({"from": self.sender} if self.sender else {})}
+        header = f"<stream:stream xmlns='{self.namespace}' xmlns:stream='{STREAMS}'"
+        self._socket.sendall(f"<?xml version='1.0'?>{header}{_attributes(Element('stream', attributes))}>".encode())
+        opened = self._next()
+        if not isinstance(opened, Opened) or opened.tag != STREAMS("stream"):
+            raise Unhealthy(Finding("it does not speak XMPP", "is another program listening on this port?"))
+        return self._expect(STREAMS("features"))
+
+    def start_tls(self, context: ssl.SSLContext) -> None:
+        """Negotiate TLS, after STARTTLS where that comes first; raises Unhealthy, OSError."""
+        if not self.direct:
+            if self.open_stream().find(TLS("starttls")) is None:
+                raise Unhealthy(Finding("it offers no STARTTLS", "give that server a certificate, and switch TLS on"))
+            self._socket.sendall(serialize(E(TLS("starttls"))).encode())
+            self._expect(TLS("proceed"))
+        self._socket = context.wrap_socket(self._socket, server_hostname=ascii_domain(self.domain).strip("[]"))
+
+    def certificate(self) -> Certificate:
+        """Return the server's certificate, verified or not; raises ValueError when it can't be read."""
+        assert isinstance(self._socket, ssl.SSLSocket)
+        return read_certificate(self._socket.getpeercert(binary_form=True) or b"")
+
+    def _expect(self, tag: str) -> Element:
+        event = self._next()
+        if not isinstance(event, Element) or event.tag != tag:
+            raise Unhealthy(self._surprise(event))
+        return event
+
+    def _surprise(self, event: Event) -> Finding:
+        if isinstance(event, Element) and event.tag == STREAMS("error"):
+            condition = local_name(event[0].tag) if len(event) else "an error"
+            if condition in ("host-unknown", "host-gone"):
+                return Finding(f"it does not serve {self.domain} ({condition})", "add it to that server's hosts")
+            return Finding(f"it ends the stream with {condition}", "look into that server's log")
+        return Finding("it does not follow RFC 6120", "is it an XMPP server of this century?")
+
+    def _next(self) -> Event:
+        while (event := self._parser.next()) is None:
+            data = self._socket.recv(READ_SIZE)
+            if not data:
+                raise Unhealthy(Finding("it hangs up without a word", "look into that server's log"))
+            self._parser.feed(data)
+        return event
+
+
+def check_domain(options: argparse.Namespace) -> Iterator[Finding]:
+    """Yield what clients and other servers find on their way to a domain."""
+    config = configured(options)
+    try:
+        domain = read_domain(options.domain)
+    except Unexpected as error:
+        raise ConfigError(f"expected {error.expected}, found '{options.domain}'") from error
+    if not has_dnspython():
+        yield Finding("SRV records can't be looked up", "python3 -m pip install dnspython")
+    for service in SERVICE_PORTS:
+        yield from (Finding(f"{service}: {text}", remedy) for text, remedy in check_service(config, domain, service))
+
+
+def check_service(config: Config, domain: str, service: str) -> Iterator[Finding]:
+    """Yield what is found on the way to one service of a domain (RFC 6120 §3.2)."""
+    found = Lookup(domain, service, nameservers=config.federation_nameservers).find()
+    for problem in found.problems:
+        yield Finding(problem, "does the name server answer, and know this domain?")
+    if found.is_guess:
+        yield Finding(f"no SRV records _{service}._tcp.{domain}, so its own address and port {SERVICE_PORTS[service]}")
+    elif not found.records:
+        yield Finding("DNS says: no such service", f"remove the record _{service}._tcp.{domain} whose target is '.'")
+    for record in sorted(found.records):
+        way = "TLS from the first byte" if record.direct_tls else "STARTTLS"
+        addresses = ", ".join(found.addresses[record.host])
+        remedy = "" if addresses else f"add an A or AAAA record for {record.host}"
+        yield Finding(f"{record.host} port {record.port}, {way}: {addresses or 'has no address'}", remedy)
+    sender = "" if domain in config.hosts or service == "xmpp-client" else config.hosts[0]
+    for target in found.targets():
+        for address in target.addresses:
+            prefix = f"{address} port {target.port}: "
+            for text, remedy in check_address(domain, service, target, address, sender):
+                yield Finding(prefix + text, remedy)
+
+
+def check_address(domain: str, service: str, target: Target, address: str, sender: str) -> Iterator[Finding]:
+    """Yield what one address of a service is like."""
+    if ":" in address and not machine_has_ipv6():
+        yield Finding("left out, for this machine has no IPv6")
+        return
+    try:
+        probe = Probe(domain, service, target, address, sender)
+    except OSError as error:
+        yield Finding(f"can't be reached ({error.strerror or error})", REMEDY_REACH.format(target.port))
+        return
+    try:
+        yield from check_stream(probe)
+        yield check_issuer(Probe(domain, service, target, address, sender))
+    except Unhealthy as problem:
+        yield problem.args[0]
+    except (OSError, ValueError) as error:
+        yield Finding(f"the connection fails ({error})", "look into that server's log")
+    finally:
+        probe.close()
+
+
+def probe_context(probe: Probe, *, verify: bool) -> ssl.SSLContext:
+    """Return a context for looking at a server."""
+    context = ssl.create_default_context()
+    context.check_hostname = False  # by our own rules, which know SRV-ID and XmppAddr
+    context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
+    if probe.direct:
+        context.set_alpn_protocols([probe.service])
+    return context
+
+
+def check_stream(probe: Probe) -> Iterator[Finding]:
+    """Yield what a stream has to offer; raises Unhealthy, OSError, and ValueError for a broken certificate."""
+    probe.start_tls(probe_context(probe, verify=False))
+    certificate, domain = probe.certificate(), probe.domain
+    names = ", ".join(certificate.dns_names[:4]) or "nobody"
+    covers = certificate.covers(domain, probe.service)
+    remedy = "" if covers else REMEDY_CERTIFICATE.format(domain)
+    yield Finding(f"its certificate is for {names}{'' if covers else f' and not for {domain}'}", remedy)
+    late = certificate.not_after <= datetime.now(UTC)
+    yield Finding(f"it {'has expired on' if late else 'is valid until'} {certificate.not_after:%Y-%m-%d}",
+                  "renew it, and have that server read it again" if late else "")  # fmt: skip
+    features = probe.open_stream()
+    mechanisms = [child.text or "" for child in features.iter(SASL("mechanism"))]
+    others = [local_name(child.tag) for child in features if child.tag != SASL("mechanisms")]
+    lost = not mechanisms and probe.service == "xmpp-client"
+    yield Finding(f"it offers {', '.join(mechanisms) or 'no SASL mechanism'}; {', '.join(others) or 'nothing else'}",
+                  "let people log in by SASL" if lost else "")  # fmt: skip
+
+
+def check_issuer(probe: Probe) -> Finding:
+    """Return whether this machine knows the certificate's authority, as other servers and clients might."""
+    try:
+        probe.start_tls(probe_context(probe, verify=True))
+    except ssl.SSLCertVerificationError as error:
+        known = "clients have to import its authority, and servers must do with dialback; or "
+        return Finding(f"its certificate doesn't verify: {error.verify_message}",
+                       known + REMEDY_CERTIFICATE.format(probe.domain))  # fmt: skip
+    finally:
+        probe.close()
+    return Finding("its certificate is from an authority that this machine knows")
+
+
 # -- the command line
 
 
@@ -17554,6 +17735,7 @@ first steps:
 with a domain of your own:
   xmppd --config xmppd.toml init example.org
   xmppd --config xmppd.toml check          ports, certificate, disk: is all well?
+  xmppd check example.org                  what do others find there: DNS, ports, certificate?
   xmppd --config xmppd.toml run
 
 without --config, the configuration is $XMPPD_CONFIG, or xmppd.toml in your folder for
@@ -17580,7 +17762,10 @@ def build_parser() -> argparse.ArgumentParser:
     add_user_commands(commands)
     shown = add_command(commands, "status", status, "what runs, since when, sessions, memory; exit status 1 if nothing")
     shown.add_argument("--json", action="store_true", help="print JSON")
-    add_command(commands, "check", check, "look at configuration, certificate, ports, disk; say what to mend")
+    text = "look at configuration, certificate, ports, disk, or at a domain; say what to mend"
+    checking = add_command(commands, "check", check, text)
+    text = "a domain, to be looked at as others see it: DNS, ports, certificate, login"
+    checking.add_argument("domain", nargs="?", metavar="DOMAIN", help=text)
     known = add_command(commands, "specs", specs, "print the specifications that are supported")
     known.add_argument("--compliance", action="store_true", help="print what the compliance suites ask (XEP-0479)")
     known.add_argument("--json", action="store_true", help="print JSON")
