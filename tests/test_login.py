@@ -351,7 +351,7 @@ def test_an_unknown_name_looks_like_a_known_one(server, mechanism: str) -> None:
     def salt_of(name: str) -> str:
         client = before_login(server)
         client.sends_auth(mechanism, f"n,,n={name},r=abc".encode())
-        nonce, salt, iterations = client.receives_challenge().decode().split(",")
+        nonce, salt, iterations, _ = client.receives_challenge().decode().split(",")
         assert nonce.startswith("r=abc")
         assert len(nonce) >= 2 + 3 + 20
         assert len(base64.b64decode(salt[2:])) == 16

@@ -576,6 +576,7 @@ def test_plain_does_its_work_elsewhere() -> None:
 def test_the_example_of_rfc_5802(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC5802-5.1-3, RFC5802-5.1-4: §5 of RFC 5802."""
     monkeypatch.setattr(xmppd.secrets, "token_urlsafe", lambda size: "3rfcNHYJY1ZVvWVs7j")
+    monkeypatch.setattr(xmppd.Scram, "extensions", lambda mechanism: "")  # XEP-0474 is younger
     keys = xmppd.derive_keys("pencil", "sha1", base64.b64decode("QSXCR+Q6sek8bf92"), 4096)
     accounts = {"user": {"scram-sha-1": stored(keys)}}
     mechanism = begin("SCRAM-SHA-1", credentials=accounts.get)
@@ -588,6 +589,7 @@ def test_the_example_of_rfc_5802(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_example_of_rfc_7677(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC5802-4-1: §3 of RFC 7677."""
     monkeypatch.setattr(xmppd.secrets, "token_urlsafe", lambda size: "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0")
+    monkeypatch.setattr(xmppd.Scram, "extensions", lambda mechanism: "")  # XEP-0474 is younger
     keys = xmppd.derive_keys("pencil", "sha256", base64.b64decode("W22ZaJ0SNY7soEsUEjb6gQ=="), 4096)
     accounts = {"user": {"scram-sha-256": stored(keys)}}
     mechanism = begin("SCRAM-SHA-256", credentials=accounts.get)

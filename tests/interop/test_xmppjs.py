@@ -11,7 +11,7 @@ import pytest
 
 from tests.servers import ProcessServer
 
-SCRIPT = Path(__file__).with_name("chat.mjs")
+HERE = Path(__file__).parent
 LIBRARY = Path(__file__).parent.parent / "node_modules" / "@xmpp" / "client"
 
 
@@ -27,9 +27,11 @@ def node() -> str:
     pytest.skip(missing)
 
 
-def chat(node: str, port: int, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run the script against a server."""
-    command = [node, str(SCRIPT), f"xmpp://127.0.0.1:{port}"]
+def chat(
+    node: str, port: int, environment: dict[str, str], script: str = "chat.mjs"
+) -> subprocess.CompletedProcess[str]:
+    """Run a script against a server."""
+    command = [node, str(HERE / script), f"xmpp://127.0.0.1:{port}"]
     return subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=50, check=False
     )
@@ -45,3 +47,10 @@ def test_the_certificate_is_verified(node: str, process_server: ProcessServer) -
     done = chat(node, process_server.port, {"NODE_EXTRA_CA_CERTS": ""})
     assert done.returncode == 1
     assert "certificate" in done.stderr
+
+
+def test_a_client_comes_back_with_a_token(node: str, process_server: ProcessServer) -> None:
+    """XEP-0388, XEP-0386, XEP-0484; a token that isn't good costs one attempt, then the password counts."""
+    environment = {"NODE_EXTRA_CA_CERTS": str(process_server.authority)}
+    done = chat(node, process_server.port, environment, "fast.mjs")
+    assert (done.returncode, done.stdout) == (0, "all well\n"), done.stderr
