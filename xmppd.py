@@ -7331,7 +7331,7 @@ IqHandler = Callable[[Any, Iq], Answer]
 PresenceHandler = Callable[[Any, "Session", Stanza], None]
 SubscriptionHandler = Callable[[Any, JID, Stanza], None]
 ElementHandler = Callable[[Any, "ClientStream", Element], None]
-InlineHandler = Callable[[Any, "Session", Element], Element | None]
+InlineHandler = TypeVar("InlineHandler", bound=Callable[..., Element | None])  # of (session, request)
 
 PLACES = ("stream", "self", "account", "server", "rooms", "room")
 ASKERS = {
@@ -14669,6 +14669,7 @@ class StreamManagement(Feature):
         if is_enabled:
             raise StreamError("policy-violation", "stream management is enabled already")
 
+    @inline(SM("enable"))
     def enable(self, session: Session, element: Element) -> Element:
         """Enable it for a bound session; return `<enabled/>` or `<failed/>`. What is sent behind that counts.
 
@@ -15027,7 +15028,7 @@ class Bind2(Feature):
         session.client_id = client
         for other in self.server.sessions(owner):
             if client and other is not session and other.client_id == client:
-                other.stream.fail(StreamError("conflict", "the same client has logged in anew"))
+                self.server.end(other, StreamError("conflict", "the same client has logged in anew"))
         answers = [handler(session, child) for child in request
                    if (handler := self.server.registry.inlines.get(child.tag))]  # fmt: skip
         return E(BIND2("bound"), None, *answers)
@@ -15074,6 +15075,7 @@ class Authentication(SaslProfile):
         stream.authenticated(owner)
         features = list(stream.features())
         done = list(self.feature.process(stream, owner, self))
+        resumed = any(answer.tag == SM("resumed") for answer in done)
         if stream.session is not None:
             features = [feature for feature in features if feature.tag not in BEFORE_BINDING]
         data = None if step.data is None else base64.b64encode(step.data).decode("ascii")
@@ -15082,6 +15084,8 @@ class Authentication(SaslProfile):
             E(SASL2("additional-data"), None, data) if data is not None else None,
             E(SASL2("authorization-identifier"), None, stream.session.full if stream.session else str(owner)),
             *done))  # fmt: skip
+        if resumed:
+            return self.feature.server.registry.feature(StreamManagement).resumed(stream)  # XEP-0198 §9.2: no features
         stream.send_features(features)
 
 
@@ -15106,7 +15110,8 @@ class ExtensibleSasl(Feature):
         if stream.state is not StreamState.OPEN or not stream.transport.secure:
             return None
         context, find = self._context(stream), self.server.registry.feature
-        inline = E(SASL2("inline"), None, find(Bind2).advertisement(), find(FastLogin).advertisement(context))
+        inline = E(SASL2("inline"), None, E(SM("sm")), find(Bind2).advertisement(),
+                   find(FastLogin).advertisement(context))  # fmt: skip
         mechanisms = (E(SASL2("mechanism"), None, name) for name in context.offered)
         return E(SASL2("authentication"), None, *mechanisms, inline)
 
@@ -15152,8 +15157,11 @@ class ExtensibleSasl(Feature):
     def process(self, stream: ClientStream, owner: JID, profile: Authentication) -> Iterator[Element]:
         """§2.6.1: yield what becomes of the inline features that the client has asked for."""
         find, request = self.server.registry.feature, profile.request
-        wish = request.find(BIND2("bind"))
-        bound = None if wish is None else find(Bind2).bind(stream, owner, profile.client, wish)
+        before, wish, bound = request.find(SM("resume")), request.find(BIND2("bind")), None
+        if before is not None:
+            yield find(StreamManagement).resume(stream, before)
+        if wish is not None and stream.session is None:  # XEP-0198 §9.2: a resumed session has its resource
+            bound = find(Bind2).bind(stream, owner, profile.client, wish)
         token = find(FastLogin).settle(owner, profile.client, profile.context, request)
         yield from (answer for answer in (bound, token) if answer is not None)
 

@@ -19,6 +19,7 @@ from tests.servers import MemoryServer, ProcessServer
 SASL2 = "urn:xmpp:sasl:2"
 BIND2 = "urn:xmpp:bind:0"
 FAST = "urn:xmpp:fast:0"
+SM = "urn:xmpp:sm:3"
 PHONE = "d4565fa7-4d72-4749-b3d3-740edbf87770"
 TABLET = "0f2a3b4c-1d2e-4f5a-8b6c-7d8e9f0a1b2c"
 NONE = "HT-SHA-256-NONE"
@@ -132,7 +133,8 @@ def test_sasl2_is_offered_with_what_can_be_asked_for_inline(server) -> None:
     names = [child.text for child in inside(features).findall(f"{{{SASL2}}}mechanism")]
     assert names == ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-1-PLUS", "SCRAM-SHA-256", "SCRAM-SHA-1", "PLAIN"]
     inline = inside(features).find(f"{{{SASL2}}}inline")
-    assert inline.find(f"{{{BIND2}}}bind/{{{BIND2}}}inline") is not None
+    assert inline.find(f"{{{SM}}}sm") is not None
+    assert SM in [child.get("var") for child in inline.find(f"{{{BIND2}}}bind/{{{BIND2}}}inline")]
     assert [child.text for child in inline.find(f"{{{FAST}}}fast")] == ["HT-SHA-256-EXPR", NONE]
 
 
@@ -455,6 +457,93 @@ def test_offline_messages_are_not_lost(server, juliet) -> None:
         f"<presence from='{romeo.jid}'/>",
         "<message from='juliet@example.org/balcony' to='romeo@example.org' type='chat'><body>Wilt thou?</body>"
         "<delay .../></message>")
+
+
+# -- stream management inline (XEP-0198 §9)
+
+
+def manages(server: AnyServer, agent: str = PHONE) -> tuple[Client, str]:
+    """Log in with stream management; return the client and its SM-ID."""
+    client, _ = before_login(server)
+    wish = f"<bind xmlns='{BIND2}'><tag>Dino</tag><enable xmlns='{SM}' resume='true'/></bind>"
+    authenticates(client, "PLAIN", plain("romeo"), wish, agent)
+    bound = f"<bound xmlns='{BIND2}'><enabled xmlns='{SM}' id='*' resume='true' max='3600'/></bound>"
+    return client, succeeds(client, bound).find(f"{{{BIND2}}}bound")[0].get("id")
+
+
+@pytest.mark.wire
+def test_a_login_resumes_a_session(server, juliet) -> None:
+    """XEP-0198 §9.2, XEP-0386 §3.2: what was missed comes behind the success, without features; nothing is bound."""
+    romeo, id = manages(server)
+    romeo.comes_online()
+    romeo.sends(f"<r xmlns='{SM}'/>")
+    romeo.receives(f"<a xmlns='{SM}' h='*'/>")
+    jid = romeo.jid
+    romeo.disconnects()
+    juliet.sends("<message to='romeo@example.org' type='chat'><body>Wilt thou?</body></message>")
+    juliet.passes_barrier()
+    romeo, _ = before_login(server)
+    more = f"<resume xmlns='{SM}' previd='{id}' h='3'/>{BIND}"
+    authenticates(romeo, "PLAIN", plain("romeo"), more, PHONE)
+    succeeds(romeo, f"<resumed xmlns='{SM}' previd='{id}' h='3'/>", features=False)
+    assert romeo.jid == jid
+    message = romeo.receives("<message ...>...</message>")
+    assert message.findtext("{jabber:client}body") == "Wilt thou?"
+    romeo.receives(f"<r xmlns='{SM}'/>")
+
+
+def test_a_session_that_is_gone_is_bound_anew(server) -> None:
+    """XEP-0198 §9.2.1: the failure stands beside the new session, with its own stream management."""
+    client, _ = before_login(server)
+    more = (f"<resume xmlns='{SM}' previd='gone' h='0'/>"
+            f"<bind xmlns='{BIND2}'><enable xmlns='{SM}'/></bind>")  # fmt: skip
+    authenticates(client, "PLAIN", plain("romeo"), more)
+    succeeds(client, f"<failed xmlns='{SM}'><item-not-found .../></failed>",
+             f"<bound xmlns='{BIND2}'><enabled xmlns='{SM}'/></bound>")  # fmt: skip
+
+
+def test_nobody_resumes_the_session_of_somebody_else(server) -> None:
+    """S34"""
+    _, id = manages(server)
+    thief, _ = before_login(server)
+    authenticates(thief, "PLAIN", plain("juliet"), f"<resume xmlns='{SM}' previd='{id}' h='0'/>")
+    succeeds(thief, f"<failed xmlns='{SM}'><item-not-found .../></failed>")
+
+
+def test_a_new_session_ends_the_one_that_its_client_left_behind(server, juliet) -> None:
+    """XEP-0386 §3.2: also one that waits to be resumed, and what it had not got is offered again."""
+    romeo, _ = manages(server)
+    romeo.comes_online()
+    before = romeo.jid
+    romeo.disconnects()
+    juliet.sends("<message to='romeo@example.org' type='chat'><body>Wilt thou?</body></message>")
+    juliet.passes_barrier()
+    romeo = binds(server, f"<bind xmlns='{BIND2}'><tag>Gajim</tag></bind>")
+    assert server.server.session(xmppd.JID.parse(before)) is None
+    romeo.sends("<presence/>")
+    romeo.receives(f"<presence from='{romeo.jid}'/>")
+    assert romeo.receives("<message ...>...</message>").findtext("{jabber:client}body") == "Wilt thou?"
+
+
+def test_no_session_without_the_password(server) -> None:
+    """S34, XEP-0388 §2.6.2"""
+    romeo, id = manages(server)
+    romeo.disconnects()
+    thief, _ = before_login(server)
+    authenticates(thief, "PLAIN", plain("romeo", "wrong"), f"<resume xmlns='{SM}' previd='{id}' h='0'/>")
+    fails(thief, "not-authorized")
+
+
+@pytest.mark.unread
+def test_a_new_password_ends_the_sessions_that_wait(server) -> None:
+    """S33"""
+    romeo, id = manages(server)
+    romeo.disconnects()
+    owner = xmppd.JID("romeo", "example.org", "")
+    server.server.set_credentials(owner, xmppd.make_credentials("another-secret"))
+    romeo, _ = before_login(server)
+    authenticates(romeo, "PLAIN", plain("romeo", "another-secret"), f"<resume xmlns='{SM}' previd='{id}' h='0'/>")
+    succeeds(romeo, f"<failed xmlns='{SM}' ...><item-not-found .../></failed>")
 
 
 # -- tokens (XEP-0484)
