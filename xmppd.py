@@ -9366,6 +9366,11 @@ class Carbons(Feature):
             session.carbons_since = time.time()
             self._copying[session.bare] += 1
 
+    @inline(CARBONS("enable"))
+    def enable_while_binding(self, session: Session, request: Element) -> None:
+        """XEP-0386 §3.2: this never fails, so there is nothing to answer."""
+        self.enable(session)
+
     @iq("set", CARBONS("disable"), to="self")
     def disable(self, request: Iq) -> None:
         """§5, §10.1."""
@@ -15077,7 +15082,8 @@ class Authentication(SaslProfile):
         done = list(self.feature.process(stream, owner, self))
         resumed = any(answer.tag == SM("resumed") for answer in done)
         if stream.session is not None:
-            features = [feature for feature in features if feature.tag not in BEFORE_BINDING]
+            useless = BEFORE_BINDING if stream.session.management is None else (*BEFORE_BINDING, SM("sm"))
+            features = [feature for feature in features if feature.tag not in useless]
         data = None if step.data is None else base64.b64encode(step.data).decode("ascii")
         stream.send_element(E(
             SASL2("success"), None,

@@ -439,6 +439,15 @@ def test_where_there_is_no_room_the_login_succeeds_and_binding_says_why(server, 
     romeo.passes_barrier()
 
 
+def test_carbons_are_on_from_the_first_moment(server, juliet) -> None:
+    """XEP-0386 §3.2"""
+    romeo = binds(server, f"<bind xmlns='{BIND2}'><enable xmlns='urn:xmpp:carbons:2'/></bind>")
+    other = binds(server, agent=TABLET)
+    other.sends("<message to='juliet@example.org/balcony' type='chat'><body>O</body></message>")
+    juliet.receives(f"<message from='{other.jid}' type='chat'><body>O</body></message>")
+    romeo.receives("<message from='romeo@example.org' type='chat'><sent xmlns='urn:xmpp:carbons:2'>...</sent></message>")
+
+
 def test_unknown_wishes_are_ignored(server) -> None:
     """XEP-0386 §3.2, XEP-0388 §2.3"""
     client, _ = before_login(server)
@@ -468,7 +477,9 @@ def manages(server: AnyServer, agent: str = PHONE) -> tuple[Client, str]:
     wish = f"<bind xmlns='{BIND2}'><tag>Dino</tag><enable xmlns='{SM}' resume='true'/></bind>"
     authenticates(client, "PLAIN", plain("romeo"), wish, agent)
     bound = f"<bound xmlns='{BIND2}'><enabled xmlns='{SM}' id='*' resume='true' max='3600'/></bound>"
-    return client, succeeds(client, bound).find(f"{{{BIND2}}}bound")[0].get("id")
+    success = succeeds(client, bound, features=False)
+    assert client.receives_features().find(f"{{{SM}}}sm") is None  # a second <enable/> would end the stream
+    return client, success.find(f"{{{BIND2}}}bound")[0].get("id")
 
 
 @pytest.mark.wire
@@ -489,7 +500,6 @@ def test_a_login_resumes_a_session(server, juliet) -> None:
     assert romeo.jid == jid
     message = romeo.receives("<message ...>...</message>")
     assert message.findtext("{jabber:client}body") == "Wilt thou?"
-    romeo.receives(f"<r xmlns='{SM}'/>")
 
 
 def test_a_session_that_is_gone_is_bound_anew(server) -> None:
