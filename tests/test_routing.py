@@ -885,7 +885,7 @@ def test_who_is_not_logged_in_learns_nothing_either(server: MemoryServer, login:
             mechanism = login.upper() if login.startswith("scram") else "PLAIN"
             client.sends_auth(mechanism, said.replace(b"NAME", name.encode()))
         if login.startswith("scram"):
-            nonce, salt, iterations = client.receives_challenge().decode().split(",")
+            nonce, salt, iterations, _ = client.receives_challenge().decode().split(",")
             client.disconnects()
             return f"{len(nonce)} {len(salt)} {iterations}", [salt]
         if not isinstance(said, str):
