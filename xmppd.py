@@ -17659,8 +17659,8 @@ def pack(options: argparse.Namespace) -> int:
         pure = {module: package for module, package in PACKAGES.items() if module not in COMPILED_PACKAGES}
         for module, package in (pure | EXTRAS).items():
             copy_package(module, package, folder)
-        for module in EXTRAS:
-            leave_out_compiled(folder / module)
+        for module, package in EXTRAS.items():
+            leave_out_compiled(folder, module, package)
         add_bytecode(folder)
         if not options.pure:
             add_compiled_packages(folder)
@@ -17703,12 +17703,13 @@ def copy_resources(source: Traversable, folder: Path) -> None:
             (folder / entry.name).write_bytes(entry.read_bytes())
 
 
-def leave_out_compiled(folder: Path) -> None:
-    """Remove a package again if a part of it is compiled."""
+def leave_out_compiled(folder: Path, module: str, package: str) -> None:
+    """Remove a package again, and what is said about it, if a part of it is compiled."""
     import shutil
 
-    if any(path.suffix in (".so", ".pyd") for path in folder.rglob("*")):
-        shutil.rmtree(folder)
+    if any(path.suffix in (".so", ".pyd") for path in (folder / module).rglob("*")):
+        for path in (folder / module, *folder.glob(f"{package}-*.dist-info")):
+            shutil.rmtree(path)
 
 
 def add_bytecode(folder: Path) -> None:
