@@ -15626,6 +15626,7 @@ KEEP_ALIVE_TIMEOUT = 75.0  # seconds between two requests on one connection; as 
 MAX_MESSAGE_FRAMES = 1000  # fragments of one WebSocket message: each costs as much as a short message
 XML_DECLARATION = re.compile(rb"<\?xml[ \t\r\n]([^<>?]*)\?>")
 ENCODING = re.compile(rb"encoding[ \t\r\n]*=[ \t\r\n]*[\"'](?!(?i:utf-8)[\"'])")
+WRITTEN_NAME = re.compile(rb"<[a-z]+")  # how `Stanza.wire` begins
 ORIGIN = re.compile(r"https?://([^/@\\?#]+?)(:[0-9]{1,5})?")  # RFC 6454 §6.1
 STATUS_TEXTS = {
     400: "This is no request that HTTP knows.", 403: "Not from there.", 404: "There is nothing here.",
@@ -15720,13 +15721,15 @@ class Exchange:
         else:
             sink.finish()
 
-    def answer(self, status: int, body: bytes = b"", kind: str = "text/plain; charset=utf-8", **headers: str) -> None:
-        """Answer, in one piece; names of headers have `_` for `-`."""
+    def answer(self, status: int, body: bytes = b"", kind: str = "text/plain; charset=utf-8", **headers: str) -> bool:
+        """Answer, in one piece; names of headers have `_` for `-`. False if nobody waits for it any more."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         if status not in (204, 304):  # which have no body, not even an empty one (RFC 9110 §8.6)
             named = {"Content-Type": kind, "Content-Length": str(len(body)), **named}
-        if self.begin_answer(status, named):
+        is_awaited = self.begin_answer(status, named)
+        if is_awaited:
             self.end_answer(body)
+        return is_awaited
 
     def begin_answer(self, status: int, headers: Mapping[str, str]) -> bool:
         """Answer with these headers; `end_answer` has to follow. False if nobody waits for it any more."""
@@ -16041,7 +16044,8 @@ class HttpServer(Feature):
         self._check_origin(exchange, found)
         if method == "OPTIONS":
             exchange.always |= self._permissions(found)
-            return exchange.answer(204)
+            exchange.answer(204)
+            return
         handler = found.methods.get("GET" if method == "HEAD" else method)
         if handler is None:
             raise HttpError(405, Allow=", ".join(found.methods))
@@ -16123,8 +16127,20 @@ class FramedStream(ClientStream):
         """Send a stanza."""
         if self.server.trace is not None:
             self.server.trace.said(self, stanza)
-        wire, name_ends = stanza.wire(), len(STANZA_TAGS[stanza.tag])
-        self.transport.write(b"%b xmlns='jabber:client'%b" % (wire[:name_ends], wire[name_ends:]))
+        self.transport.write(self._declared(stanza.wire()))
+
+    def send_written(self, data: bytes) -> None:
+        """Send a stanza that is written already, by `Stanza.wire`."""
+        if self.server.trace is not None:
+            self.server.trace.said(self, data.decode())
+        self.transport.write(self._declared(data))
+
+    @staticmethod
+    def _declared(wire: bytes) -> bytes:
+        """Declare what on TCP the stream's header does."""
+        name_ends = WRITTEN_NAME.match(wire)
+        assert name_ends is not None
+        return b"%b xmlns='jabber:client'%b" % (name_ends.group(), wire[name_ends.end() :])
 
     def send_element(self, element: Element) -> None:
         """Send any other first-level element."""
@@ -16388,6 +16404,426 @@ class WebSocketBinding(Feature):
         websocket = WebSocket(self.server, carrier.connection, early)
         carrier.connection.carry(websocket)
         websocket.receive(b"")
+
+
+# -- BOSH (XEP-0124, XEP-0206)
+#
+# A stream cut into HTTP requests, for what can do nothing better. The client always has a
+# request open that waits for what there is to say; when it has something to say itself, it
+# sends another, and the first is answered:
+#
+#     C: <body xmlns='http://jabber.org/protocol/httpbind' to='example.org' rid='1573741820' hold='1' wait='60'/>
+#     S: <body sid='…' requests='2' wait='60' …><stream:features>…</stream:features></body>
+#     C: <body sid='…' rid='1573741821'><auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' …/></body>
+#     S: <body><success …/></body>        …  C: <body sid='…' rid='1573741822' xmpp:restart='true'/>
+#
+# Requests count up from a number that nobody can guess (`rid`), so they are put in order,
+# and one whose answer got lost is asked again and gets the same answer. Who knows `sid` and
+# `rid` is the client: both stay inside TLS (threat S80).
+#
+# Left out: acknowledgements (§9) and several streams in one session (§16), which are optional
+# and which no client uses; a least interval between polls (§12: then none holds), since
+# rates are limited for every connection anyway; and HTML as a response's type (§7.1).
+
+BOSH_WAIT = 60  # seconds that a request waits at most for something to say; XEP-0124's examples have 60
+BOSH_HOLD = 2  # requests that wait at the same time; clients want 1
+BOSH_INACTIVITY = 60  # seconds without any request, then the session is over; as Prosody
+BOSH_MAX_PAUSE = 120  # seconds that a client may announce to be away (§10); as in the examples
+BOSH_VERSION = (1, 11)  # of XEP-0124
+BOSH_START = re.compile(rb"\s*(?:<\?xml[^<>]*\?>\s*)?" + START_TAG.pattern)
+BOSH_CONTENT = re.compile(r"(text|application)/xml(; ?charset=utf-8)?", re.IGNORECASE)
+LEGACY_STATUS = {"bad-request": 400, "policy-violation": 403, "item-not-found": 404}  # §17.1: without `ver`
+# Stream errors that BOSH has a condition for (§17.2); all others are told as what they are, within remote-stream-error.
+BOSH_CONDITIONS = ("host-gone", "host-unknown", "improper-addressing", "internal-server-error", "system-shutdown")
+
+
+def bosh_body(attributes: Mapping[str, str], payload: bytes = b"") -> bytes:
+    """Write a `<body/>` around what is to be sent."""
+    prefix = f" xmlns:stream='{STREAMS}'" if b"<stream:" in payload else ""
+    start = f"<body xmlns='{HTTP_BIND}'{prefix}{_attributes(Element('body', dict(attributes)))}"
+    return b"%b>%b</body>" % (start.encode(), payload) if payload else f"{start}/>".encode()
+
+
+def bosh_number(attributes: Mapping[str, str], name: str, otherwise: int) -> int:
+    """Return an attribute's number; raises ValueError."""
+    text = attributes.get(name, str(otherwise))
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        raise ValueError(name)
+    return int(text)
+
+
+class BoshStream(FramedStream):
+    """A stream whose elements come in the bodies of HTTP requests, parsed there."""
+
+    def __init__(self, server: Server, transport: BoshSession) -> None:
+        self._bosh = transport
+        self._came: deque[Event] = deque()
+        super().__init__(server, transport)
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Take what came in one request."""
+        self.heard_at = self.server.loop.now()
+        if self.state is not StreamState.CLOSED:
+            self._came.extend(events)
+            self.process()
+
+    def next_event(self) -> Event | None:
+        """Return the next element; none is heard before the stream is opened, also anew after the login."""
+        event = self._came.popleft() if self._came else None
+        if self.state is StreamState.OPENING and isinstance(event, Element):
+            return StreamError("not-authorized", "xmpp:restart comes first")
+        return event
+
+    def _write_header(self, header: Element) -> None:
+        self._bosh.tell_header(header.attrib)
+
+    def _write_footer(self) -> None:
+        """The session's end says it."""
+
+    def _write_error(self, error: StreamError) -> None:
+        if error.condition in BOSH_CONDITIONS:
+            self._bosh.condition = error.condition
+        else:
+            self._bosh.condition = "remote-stream-error"
+            super()._write_error(error)
+
+
+@dataclass(slots=True, eq=False)
+class BoshRequest:
+    """A request that waits: for those before it, then for an answer."""
+
+    rid: int
+    exchange: Exchange
+    attributes: Mapping[str, str]
+    events: list[Event]
+    came_at: float
+
+
+class BoshSession:
+    """What holds a client's requests together (XEP-0124): a `Transport` (chapter 11) without a connection below."""
+
+    def __init__(self, bosh: Bosh, exchange: Exchange, attributes: Mapping[str, str]) -> None:
+        """Open one, as the first request wants it (§7.1); raises ValueError."""
+        self.server = bosh.server
+        self.peer = exchange.carrier.connection.peer
+        self.secure = exchange.carrier.connection.secure
+        self.lab = False
+        self.compressed = True  # XEP-0138 is not for here: it must not be offered
+        self.sid = secrets.token_urlsafe(24)
+        self.wait = min(bosh_number(attributes, "wait", BOSH_WAIT), BOSH_WAIT)
+        self.hold = min(bosh_number(attributes, "hold", 1), BOSH_HOLD)
+        self.content = attributes.get("content", "text/xml; charset=utf-8")
+        if not BOSH_CONTENT.fullmatch(self.content):
+            raise ValueError("content")
+        self.version = attributes.get("ver", "")
+        self.condition = ""  # why the session ends, if not because it is over
+        self._bosh = bosh
+        self._rid = bosh_number(attributes, "rid", 0) - 1  # of the newest request that was its turn
+        self._key = ""  # what the next request's key must be hashed to; "": the client uses none
+        self._early: dict[int, BoshRequest] = {}  # requests whose turn has not come
+        self._held: deque[BoshRequest] = deque()  # that were heard, and not answered
+        self._answers: OrderedDict[int, bytes] = OrderedDict()  # the last ones, should they be asked for again
+        self._output: list[bytes] = []
+        self._size = 0
+        self._header: dict[str, str] | None = None  # attributes of the first answer, until it is sent
+        self._callbacks: list[Callable[[], None]] = []  # to call when the output is sent
+        self._pauses = 0
+        self._returning = False  # all that is held has to be answered
+        self._closing = False
+        self._flush_planned = False
+        self._timer: Timer | None = None  # of the oldest request held, or of the client's inactivity
+        self._patience = float(BOSH_INACTIVITY)
+        self.stream = BoshStream(self.server, self)
+
+    @property
+    def requests(self) -> int:
+        """How many requests a client may have open (§7.2)."""
+        return self.hold + 1
+
+    # -- requests
+
+    def take(self, request: BoshRequest) -> None:
+        """Take a request; it may be early, or one that is repeated since its connection broke (§14)."""
+        rid = request.rid
+        if rid in self._answers:
+            self._send(request, self._answers[rid])
+        elif waiting := self._early.get(rid) or next((held for held in self._held if held.rid == rid), None):
+            self._send(waiting, bosh_body({"type": "error"}))  # §14.3
+            waiting.exchange = request.exchange
+        elif self._closing or not self._rid < rid <= self._rid + self.requests:
+            self.refuse(request, "item-not-found")
+        else:
+            self._early[rid] = request
+            self._go_on()
+
+    def _go_on(self) -> None:
+        while not self._pauses and not self._closing and (request := self._early.pop(self._rid + 1, None)):
+            self._rid += 1
+            self._held.append(request)
+            self._process(request)
+        self._plan_flush()
+
+    def _process(self, request: BoshRequest) -> None:
+        attributes = request.attributes
+        is_last = attributes.get("type") == "terminate"
+        if not self._key_fits(attributes):
+            return self.break_off("item-not-found")
+        if len(self._held) > self.requests + (is_last or "pause" in attributes):
+            return self.break_off("policy-violation")  # §11
+        self._patience = float(BOSH_INACTIVITY)
+        if "pause" in attributes:
+            return self._pause_session(attributes)
+        if attributes.get(XBOSH("restart")) in ("true", "1"):
+            return self.stream.take([self.opening(attributes)])
+        self.stream.take([*request.events, Closed()] if is_last else request.events)
+
+    def opening(self, attributes: Mapping[str, str]) -> Opened:
+        """Return the stream header that a request stands for (XEP-0206 §3, §5)."""
+        known = {name: attributes[name] for name in ("to", "from", XML_LANG) if name in attributes}
+        return BoshStream.opening({**known, "version": attributes.get(XBOSH("version"), "1.0")})
+
+    def _key_fits(self, attributes: Mapping[str, str]) -> bool:
+        """§15.4: each key's hash is the key before; a new chain may begin with any request."""
+        key = attributes.get("key", "")
+        expected, self._key = self._key, attributes.get("newkey", key if self._key else "").lower()
+        return not expected or hmac.compare_digest(hashlib.sha1(key.encode()).hexdigest(), expected)
+
+    def _pause_session(self, attributes: Mapping[str, str]) -> None:
+        """§10: the client goes away for a while; all its requests come back at once."""
+        try:
+            seconds = bosh_number(attributes, "pause", 0)
+        except ValueError:
+            return self.break_off("bad-request")
+        if seconds > BOSH_MAX_PAUSE:
+            return self.break_off("policy-violation")
+        self._patience, self._returning = float(seconds), True
+
+    # -- answers
+
+    def tell_header(self, attributes: Mapping[str, str]) -> None:
+        """The stream is open: the first answer tells all about the session too (§7.2, XEP-0206 §4)."""
+        if self._answers:
+            return
+        self._header = {
+            "sid": self.sid, "wait": str(self.wait), "requests": str(self.requests), "hold": str(self.hold),
+            "inactivity": str(BOSH_INACTIVITY), "maxpause": str(BOSH_MAX_PAUSE), "ver": self._agreed_version(),
+            "from": attributes["from"], "authid": attributes["id"],
+            XBOSH("restartlogic"): "true", XBOSH("version"): "1.0",
+        }  # fmt: skip
+
+    def _agreed_version(self) -> str:
+        major, _, minor = self.version.partition(".")
+        known = major.isdigit() and minor.isdigit() and len(self.version) < 10
+        return "{}.{}".format(*min(BOSH_VERSION, (int(major), int(minor)) if known else BOSH_VERSION))
+
+    def _plan_flush(self) -> None:
+        if not self._flush_planned:
+            self._flush_planned = True
+            self.server.loop.run_last(self._flush)
+
+    def _flush(self) -> None:
+        """Answer what need not wait, oldest first (§8); then wait, for something to say or for a request."""
+        self._flush_planned = False
+        if self._closing:
+            return self._finish()
+        while self._held and (self._output or self._header or self._returning or len(self._held) > self.hold):
+            self._answer(self._held.popleft())
+        self._returning = False
+        if self._timer is not None:
+            self._timer.cancel()
+        left = self._held[0].came_at + self.wait - self.server.loop.now() if self._held else self._patience
+        self._timer = self.server.loop.call_later(max(0.0, left), self._wait_over if self._held else self._expire)
+
+    def _answer(self, request: BoshRequest) -> None:
+        is_paused = self._returning and "pause" in request.attributes  # §10: that answer has no payload
+        output = b"" if is_paused else b"".join(self._output)
+        if not is_paused:
+            self._output.clear()
+            self._size = 0
+        body = bosh_body(self._header or {}, output)
+        self._header = None
+        self._answers[request.rid] = body
+        if len(self._answers) > self.requests:
+            self._answers.popitem(last=False)
+        self._send(request, body)
+
+    def _send(self, request: BoshRequest, body: bytes, status: int = 200) -> None:
+        if not request.exchange.answer(status, body, self.content):
+            return  # its connection broke: the client will ask again
+        callbacks, self._callbacks = (self._callbacks, []) if not self._output else ([], self._callbacks)
+        for callback in callbacks:
+            request.exchange.carrier.connection.when_sent(callback)
+
+    def _wait_over(self) -> None:
+        if self._held:
+            self._answer(self._held.popleft())
+        self._plan_flush()
+
+    # -- the end
+
+    def refuse(self, request: BoshRequest, condition: str) -> None:
+        """Answer a request that ends the session."""
+        self._held.append(request)
+        self.break_off(condition)
+
+    def break_off(self, condition: str) -> None:
+        """The client has broken the rules of BOSH (§17.2), or can't be heard any more: to XMPP, a connection broke."""
+        self.condition = self.condition or condition
+        self._closing = True
+        self._plan_flush()
+        self.stream.connection_lost()
+
+    def _expire(self) -> None:
+        """§10: no request for too long."""
+        self._bosh.sessions.pop(self.sid, None)
+        self._closing = True
+        self.stream.connection_lost()
+
+    def _finish(self) -> None:
+        """§13: the oldest request hears of the end, the others nothing; with none open, the next one does."""
+        requests = sorted([*self._held, *self._early.values()], key=lambda request: request.rid)
+        if requests:
+            attributes = {"type": "terminate", **({"condition": self.condition} if self.condition else {})}
+            status = 200 if self.version else LEGACY_STATUS.get(self.condition, 200)
+            output, self._output = b"".join(self._output), []
+            self._send(requests[0], bosh_body(attributes, output), status)
+            for request in requests[1:]:
+                self._send(request, bosh_body({}))
+            self._bosh.sessions.pop(self.sid, None)
+        self._held.clear()
+        self._early.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.server.loop.call_later(BOSH_INACTIVITY, self._expire)
+
+    # -- what a stream writes to
+
+    def write(self, data: bytes) -> None:
+        """Send something with the next answer; the connection that takes it has it wait for the journal."""
+        self._size += len(data)
+        if self._size > self.server.config.limits.unread and not self._closing:
+            self._output.clear()
+            self.server.loop.run_last(lambda: self.break_off("policy-violation"))
+        self._output.append(data)
+        self._plan_flush()
+
+    write_ahead = write
+
+    def close(self) -> None:
+        """Answer everything, and end."""
+        self._closing = True
+        self._plan_flush()
+
+    def pause(self) -> None:
+        """Hear no more requests, until `resume`."""
+        self._pauses += 1
+
+    def resume(self) -> None:
+        """Hear what came meanwhile, in the next turn: first the stream finishes what it is at."""
+        self._pauses -= 1
+        self.server.loop.post(self._go_on)
+
+    def when_sent(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once all that was written so far is out of our hands."""
+        if self._output:
+            self._callbacks.append(callback)
+        else:
+            self.server.loop.run_last(callback)
+
+    def start_tls(self, host: str) -> None:
+        """Never: XEP-0206 §2."""
+        raise AssertionError("BOSH has TLS below it")
+
+    def compress(self) -> None:
+        """Never: it is not offered."""
+        raise AssertionError("BOSH is not compressed")
+
+    def channel_bindings(self) -> dict[str, bytes]:
+        """Return none: there is no one connection to bind to."""
+        return {}
+
+    def peer_certificate(self) -> bytes | None:
+        """Return none: on this port nobody is asked for one."""
+        return None
+
+
+class Bosh(Feature):
+    """XMPP over BOSH (XEP-0206), by Bidirectional-streams Over Synchronous HTTP (XEP-0124): its endpoint.
+
+        C: POST /http-bind   <body rid='…' sid='…' xmlns='http://jabber.org/protocol/httpbind'>…</body>
+    """
+
+    namespace = HTTP_BIND
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.sessions: dict[str, BoshSession] = {}
+
+    @route("GET", "/http-bind", origins="own")
+    def explain(self, exchange: Exchange) -> None:
+        """For people who try whether it works."""
+        exchange.answer(200, b"This is for XMPP clients: XEP-0124, by POST.\n")
+
+    @route("POST", "/http-bind", origins="own")
+    def post(self, exchange: Exchange) -> None:
+        """§5: all that is said is in the request's body."""
+        exchange.collect(2 * self.server.config.limits.stanza, functools.partial(self._take, exchange))
+
+    def _take(self, exchange: Exchange, data: bytes) -> None:
+        """Parse only the start tag before it is known whose request this is: then that session's limits hold."""
+        limits = self.server.config.limits
+        parser = StreamParser(HTTP_BIND, max_elements=limits.elements_before_login)
+        start = BOSH_START.match(data)
+        end = start.end() if start else 0
+        parser.feed(data[: min(end, MAX_HEAD)])
+        opened = parser.next()
+        if not isinstance(opened, Opened) or opened.tag != CLIENT("body") or HTTP_BIND not in opened.prefixes.values():
+            return self._refuse(exchange, "bad-request")
+        try:
+            rid = bosh_number(opened.attributes, "rid", -1)
+            session = self._session(exchange, opened.attributes)
+        except ValueError:
+            return self._refuse(exchange, "bad-request")
+        if session is None:
+            return self._refuse(exchange, "item-not-found")
+        request = BoshRequest(rid, exchange, opened.attributes, [], self.server.loop.now())
+        if session.stream.is_stranger and len(data) > 2 * limits.stanza_before_login:
+            return session.refuse(request, "policy-violation")
+        request.events = self._rest(session, parser, data[end:])
+        if "sid" not in opened.attributes:
+            request.events.insert(0, session.opening(opened.attributes))
+        session.take(request)
+
+    @staticmethod
+    def _rest(session: BoshSession, parser: StreamParser, data: bytes) -> list[Event]:
+        """Return what is in the body, up to its end or to what is wrong (threat S04)."""
+        limits = session.stream.parser
+        parser.max_stanza, parser.max_elements = limits.max_stanza, limits.max_elements
+        parser.feed(data)
+        events: list[Event] = []
+        while (event := parser.next()) is not None:
+            events.append(event)
+        parser.close()
+        last = events.pop() if events else None
+        if not isinstance(last, Closed):
+            events.append(last if isinstance(last, StreamError) else StreamError("not-well-formed"))
+        return events
+
+    def _session(self, exchange: Exchange, attributes: Mapping[str, str]) -> BoshSession | None:
+        """Return the session of a request, which may be a new one (§7.1); raises ValueError."""
+        if "sid" in attributes:
+            return self.sessions.get(attributes["sid"])
+        peer = limited_address(exchange.carrier.connection.peer)
+        most = self.server.config.limits.connections_per_address
+        if most and sum(limited_address(other.peer) == peer for other in self.sessions.values()) >= most:
+            return None
+        session = BoshSession(self, exchange, attributes)
+        self.sessions[session.sid] = session
+        return session
+
+    @staticmethod
+    def _refuse(exchange: Exchange, condition: str) -> None:
+        exchange.answer(200, bosh_body({"type": "terminate", "condition": condition}), "text/xml; charset=utf-8")
 
 
 # ==== 25. Administration: the control channel ====
@@ -16935,6 +17371,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Bind2,
     FastLogin,
     ExtensibleSasl,
+    Bosh,
 )
 
 FOUNDATIONS = (  # what is built into a chapter rather than into a feature
@@ -16957,6 +17394,7 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("XEP-0084", "User Avatar", "20"),
     ("XEP-0086", "Error Condition Mappings", "2"),
     ("XEP-0106", "JID Escaping", "4"),
+    ("XEP-0124", "Bidirectional-streams Over Synchronous HTTP (BOSH)", "24"),
     ("XEP-0128", "Service Discovery Extensions (of nodes)", "20"),
     ("XEP-0153", "vCard-Based Avatars", "18, 20"),
     ("XEP-0178", "SASL EXTERNAL with Certificates (client to server)", "9, 10"),

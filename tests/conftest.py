@@ -3,7 +3,8 @@
 `romeo`, `juliet`, `nurse` and `benvolio` are logged in, bound to a resource, and not yet
 available (`romeo.comes_online()`). `server` is theirs, `server.client()` somebody who has
 not connected yet. Dialogues run in memory; those marked `wire`, or all with `--wire`, run
-over TCP and TLS. `@pytest.mark.config(limits={"stanza": 10000})` changes the configuration.
+over TCP and TLS; `--transport websocket` and `--transport bosh` are for finding out whether
+all that is said on TCP can be said there. `@pytest.mark.config(limits={"stanza": 10000})` changes the configuration.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import pytest
 from tests.dialogue import Client
 from tests.elsewhere import Elsewhere
 from tests.servers import PEOPLE, MemoryServer, ProcessServer
+from tests.web import web_client
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --wire."""
     parser.addoption("--wire", action="store_true", help="run all dialogues over TCP and TLS, none in memory")
+    parser.addoption("--transport", choices=("websocket", "bosh"), help="run those in memory over another transport")
 
 
 class Processes:
@@ -69,6 +72,9 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemorySer
     is_wire = request.config.getoption("--wire") or request.node.get_closest_marker("wire")
     server: MemoryServer | ProcessServer
     server = request.getfixturevalue("processes").get(values) if is_wire else MemoryServer(tmp_path, values)
+    if (transport := request.config.getoption("--transport")) and isinstance(server, MemoryServer):
+        memory_server = server
+        server.client = lambda **options: web_client(memory_server, transport, options.get("host", "example.org"))  # type: ignore[method-assign]
     yield server
     try:
         server.cast.leave(unread_allowed=request.node.get_closest_marker("unread") is not None)

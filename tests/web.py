@@ -10,10 +10,12 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import itertools
 import re
 import secrets
 import time
 import xml.etree.ElementTree as ET
+from collections import deque
 from collections.abc import Callable, Mapping
 from xml.parsers import expat
 
@@ -94,7 +96,7 @@ class MemoryPipe:
     def __init__(self, server: MemoryServer) -> None:
         self.loop = server.loop
         self.connection = MemoryConnection(server)
-        self.connection.carry(server.server.protocols["http/1.1"](self.connection))
+        self.connection.carry(server.server.protocols["http/1.1"](self.connection))  # type: ignore[arg-type]
 
     def send(self, data: bytes) -> None:
         self.connection.incoming += data
@@ -111,6 +113,12 @@ class MemoryPipe:
         data = bytes(self.connection.outgoing)
         self.connection.outgoing.clear()
         return data
+
+    def start_tls(self, host: str) -> None:
+        raise AssertionError("as good as done")
+
+    def bindings(self) -> dict[str, bytes]:
+        return {}
 
     def close(self) -> None:
         self.connection.closed = True
@@ -325,6 +333,112 @@ class WebSocketWire:
         self.raw.close()
 
 
+class BoshWire:
+    """A `Wire` on which streams look as on TCP, and travel in BOSH's bodies (XEP-0124, XEP-0206)."""
+
+    def __init__(self, server: Server, path: str = "/http-bind") -> None:
+        self.server, self.path = server, path
+        self.pipes: deque[Wire] = deque([pipe(server)])  # idle ones
+        self.open: deque[tuple[int, Wire]] = deque()  # with a request that waits for its answer
+        self.rid = itertools.count(secrets.randbelow(1 << 40))
+        self.sid = ""
+        self.last: ET.Element = ET.Element("none")  # the last body that came
+        self._stash = b""  # what came while something was to be sent
+        self._splitter = Splitter()
+        self._header: dict[str, str] = {}
+        self._ended = False
+
+    def send(self, data: bytes) -> None:
+        payload = b""
+        for kind, what in self._splitter.feed(data):
+            if kind == "open":
+                assert isinstance(what, dict)
+                self._open(what)
+            elif kind == "close":
+                self.posts(payload.decode(), type="terminate")
+                return
+            else:
+                assert isinstance(what, bytes)
+                payload += with_client_namespace(what)
+        if payload:
+            self.posts(payload.decode())
+
+    def _open(self, attributes: dict[str, str]) -> None:
+        common = {"to": attributes.get("to", ""), **({"xml:lang": attributes["xml:lang"]} if "xml:lang" in attributes else {}), "xmlns:xmpp": "urn:xmpp:xbosh"}
+        if self.sid:
+            self.posts("", **common, **{"xmpp:restart": "true"})
+        else:
+            self.posts("", **common, **{"hold": "1", "wait": "60", "ver": "1.6", "xmpp:version": attributes.get("version", "1.0")})
+
+    def posts(self, payload: str, **attributes: str) -> int:
+        """Send one request; return its rid."""
+        while len(self.open) > 1 and not attributes:  # a client may have two requests open, no more
+            self._stash += self._receive(PATIENCE) or b""
+        rid = int(attributes.pop("rid", "") or next(self.rid))
+        words = attributes_text({"rid": str(rid), **({"sid": self.sid} if self.sid else {}), **attributes})
+        wire = self.pipes.popleft() if self.pipes else pipe(self.server)
+        wire.send(head("POST", self.path, {}, f"<body xmlns='{HTTP_BIND}'{words}>{payload}</body>".encode()))
+        self.open.append((rid, wire))
+        return rid
+
+    def read(self, timeout: float) -> bytes | None:
+        if self._ended:
+            return b""
+        stash, self._stash = self._stash, b""
+        if stash:
+            return stash
+        if not self.open:
+            self.posts("")
+        return self._receive(timeout)
+
+    def _receive(self, timeout: float) -> bytes | None:
+        wire = self.open[0][1]
+        data = wire.read(timeout)
+        if not data:
+            return data
+        if not data.endswith(b"</body>") and not data.endswith(b"/>"):
+            data += wire.read(timeout) or b""
+        self.open.popleft()
+        self.pipes.append(wire)
+        return self._as_on_tcp(data.partition(b"\r\n\r\n")[2])
+
+    def _as_on_tcp(self, body: bytes) -> bytes:
+        self.last = element = ET.fromstring(body)
+        assert element.tag == f"{{{HTTP_BIND}}}body"
+        start = xmppd.START_TAG.match(body)
+        assert start
+        inside = body[start.end() :].removesuffix(b"</body>") if len(element) else b""
+        if not self.sid and element.get("sid"):
+            self.sid = element.get("sid", "")
+            header = {"from": element.get("from", ""), "id": element.get("authid", ""), "version": "1.0", "xml:lang": "en"}
+            self._header = header
+        if b"<stream:features" in inside or (self._header and not self.sid):
+            inside = f"{STREAM_START}{attributes_text(self._header)}>".encode() + inside
+        if element.get("type") == "terminate":
+            self._ended = True
+            if condition := element.get("condition", "").replace("remote-stream-error", ""):
+                inside += f"<error xmlns='{HTTP_BIND}'><{condition}/></error>".encode()
+            inside += b"</stream:stream>"
+        return inside or b" "
+
+    def start_tls(self, host: str) -> None:
+        raise AssertionError("TLS is the web's")
+
+    def bindings(self) -> dict[str, bytes]:
+        return {}
+
+    def close(self) -> None:
+        """As a client that is gone: in memory its silence need not be waited for."""
+        if isinstance(self.server, MemoryServer):
+            session = self.server.server.registry.feature(xmppd.Bosh).sessions.get(self.sid)
+            if session is not None:
+                session._expire()
+        elif self.sid and not self._ended:
+            self.posts("", type="terminate")
+        for wire in (*self.pipes, *(wire for _, wire in self.open)):
+            wire.close()
+
+
 def read_answer_without_body(wire: Wire) -> tuple[Answer, bytes]:
     """Return an answer whose end is the end of its headers, and what follows."""
     data = b""
@@ -345,4 +459,5 @@ def web_client(server: Server, transport: str = "websocket", host: str = HOST) -
 
 WIRES: dict[str, Callable[[Server], Wire]] = {
     "websocket": lambda server: WebSocketWire(pipe(server)),
+    "bosh": BoshWire,
 }
