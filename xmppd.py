@@ -361,6 +361,14 @@ STANZA_CONDITIONS = {
     "unexpected-request": ErrorKind("wait", 400),
 }
 
+NUMBERED_CONDITIONS: Mapping[str, str] = {  # what an error means that has only a number (XEP-0086 §3)
+    "302": "gone", "400": "bad-request", "401": "not-authorized", "402": "payment-required", "403": "forbidden",
+    "404": "item-not-found", "405": "not-allowed", "406": "not-acceptable", "407": "registration-required",
+    "408": "remote-server-timeout", "409": "conflict", "500": "internal-server-error",
+    "501": "feature-not-implemented", "502": "service-unavailable", "503": "service-unavailable",
+    "504": "remote-server-timeout", "510": "service-unavailable",
+}  # fmt: skip
+
 STREAM_CONDITIONS = frozenset({
     "bad-format", "bad-namespace-prefix", "conflict", "connection-timeout", "host-gone", "host-unknown",
     "improper-addressing", "internal-server-error", "invalid-from", "invalid-namespace", "invalid-xml",
@@ -981,6 +989,16 @@ def error_reply(stanza: Stanza, error: StanzaError, by: str = "") -> Stanza:
             reply.set(ours, value)
     reply.add(error_element(error, by))
     return reply
+
+
+def error_condition(stanza: Stanza) -> str:
+    """Return the condition of an error stanza (RFC 6120 §8.3.2), from its old number if need be, or "" if it has none."""
+    error = stanza.find(CLIENT("error"))
+    if error is None:
+        return ""
+    found = (child.tag for child in error if namespace_of(child.tag) == STANZA_ERRORS)
+    condition = next((tag for tag in found if tag != STANZA_ERRORS("text")), "")
+    return local_name(condition) if condition else NUMBERED_CONDITIONS.get(error.get("code", ""), "")
 
 
 def stamp(moment: datetime | float | None = None) -> str:
@@ -8937,12 +8955,12 @@ class Subscriptions(Feature):
         §3.1.2: the user hears why a request has not arrived. RFC 3921 §5.1.3: a server of that
         time that refuses a probe means `unsubscribed`. Clients don't speak for bare JIDs.
         """
-        contact, error = JID.parse(stanza.get("from", "")), stanza.find(CLIENT("error"))
-        if contact.resource or error is None:
+        contact, condition = JID.parse(stanza.get("from", "")), error_condition(stanza)
+        if contact.resource or stanza.find(CLIENT("error")) is None:
             return
         if self.relation(to, contact).value[1]:
             self._deliver(to, stanza)
-        elif any(error.find(STANZA_ERRORS(condition)) is not None for condition in ("forbidden", "not-authorized")):
+        elif condition in ("forbidden", "not-authorized"):
             self.hear(to, Stanza(PRESENCE, {"type": "unsubscribed", "from": str(contact), "to": str(to)}))
 
     # -- events
@@ -13801,13 +13819,6 @@ def avatar_hashes(card: Element) -> list[str]:
     return hashes
 
 
-def error_condition(stanza: Stanza) -> str:
-    """Return the condition of an error stanza, or "" (RFC 6120 §8.3.2)."""
-    error = stanza.find(CLIENT("error"))
-    found = (child.tag for child in (error if error is not None else ()) if namespace_of(child.tag) == STANZA_ERRORS)
-    return local_name(next((tag for tag in found if tag != STANZA_ERRORS("text")), ""))
-
-
 def without_error_source(answer: Stanza) -> Stanza:
     """Take out of an error who has made it: a real address, perhaps (§17.4; RFC 6120 §8.3.2)."""
     error = answer.find(CLIENT("error"))
@@ -17336,9 +17347,9 @@ class Trace:
 
 FEATURES: tuple[type[Feature], ...] = (
     # The order is the order of filters and events, and of the stream features on the wire.
+    Compression,  # before binding: nobody wants to compress later (XEP-0170 §2)
     ResourceBinding,
     SessionEstablishment,
-    Compression,
     IqAuth,
     Registration,
     StreamLimits,

@@ -67,7 +67,7 @@ def parts_of(text: str) -> list[str]:
     ("info", "ver"), [(SIMPLE, "QgayPKawpkPSDYmwT/WM94uAlu0="), (COMPLEX, "q07IKJEyjvHSyhy//CH0CxmKi8w=")]
 )
 def test_the_examples_of_the_specification(info: str, ver: str) -> None:
-    """XEP0115-5.1-1: §5.2 and §5.3"""
+    """XEP0115-5.1-1, XEP0115-9.1-1: §5.2 and §5.3"""
     assert xmppd.caps_hash(parts_of(info), "sha-1") == ver
 
 

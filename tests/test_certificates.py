@@ -547,7 +547,7 @@ def test_tls_before_1_2_is_refused(own: Certificates) -> None:
 
 
 def test_only_forward_secret_ciphers_and_no_renegotiation(own: Certificates) -> None:
-    """RFC6120-5.3.5-1, S12"""
+    """RFC6120-5.3.5-1, XEP0138-3-2, S12"""
     context = own.context()
     assert context.options & ssl.OP_NO_RENEGOTIATION and context.options & ssl.OP_NO_COMPRESSION
     old = [cipher["name"] for cipher in context.get_ciphers() if cipher["protocol"] == "TLSv1.2"]

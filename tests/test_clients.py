@@ -135,7 +135,7 @@ def test_conversations_publishes_its_keys_and_everybody_can_fetch_them(
 def test_a_node_that_is_not_open_yet_is_opened_by_its_form(
     juliet: Client, romeo: Client, nurse: Client, conditions: dict[str, str]
 ) -> None:
-    """XEP0060-7.1.5-3: conditions not met, form fetched, sent back whole, published again (Conversations, Dino)"""
+    """XEP0060-7.1.5-1: conditions not met, form fetched, sent back whole, published again (Conversations, Dino)"""
     friends(juliet, romeo)
     publishes(juliet, DEVICES, "current", devices("1"), "")  # an old client has made the node: for contacts
     nurse.sends(ask_items(DEVICES))

@@ -49,6 +49,13 @@ def client(server) -> Client:
     return client
 
 
+def test_features_stand_in_the_order_in_which_they_are_negotiated(client):
+    """XEP0170-2-1: compression before binding, and whatever needs a resource behind it"""
+    names = [child.tag.partition("}")[2] for child in client.negotiates()]
+    known = ["compression", "bind", "session", "sm"]
+    assert [name for name in names if name in known] == known
+
+
 def compresses(client: Client) -> None:
     client.sends(f"<compress xmlns='{COMPRESS}'><method>zlib</method></compress>")
     client.receives(f"<compressed xmlns='{COMPRESS}'/>")
@@ -57,7 +64,7 @@ def compresses(client: Client) -> None:
 
 
 def test_a_compressed_stream_is_a_new_stream_and_binds(client, juliet):
-    """XEP0138-2-1 XEP0138-4-1 XEP0138-2-6 XEP0138-3-1 XEP0138-6-1 XEP0138-2-9 XEP0138-7-1"""
+    """XEP0138-2-1 XEP0138-2-2 XEP0138-4-1 XEP0138-2-6 XEP0138-3-1 XEP0138-6-1 XEP0138-2-9 XEP0138-7-1"""
     features = client.negotiates()
     method = features.find("{http://jabber.org/features/compress}compression/{http://jabber.org/features/compress}method")
     assert method is not None and method.text == "zlib"

@@ -700,6 +700,32 @@ def test_the_table_of_conditions_is_complete() -> None:
     assert len(xmppd.STANZA_CONDITIONS) == 23
 
 
+@pytest.mark.parametrize(
+    ("content", "condition"),
+    [
+        ("<error type='cancel'><gone xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error>", "gone"),
+        ("<error code='404' type='auth'><text xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/><forbidden xmlns='urn:ietf:params:xml:ns:xmpp-stanzas'/></error>", "forbidden"),
+        ("<error code='404'>Not Found</error>", "item-not-found"),
+        ("<error code='502'/>", "service-unavailable"),
+        ("<error code='510'/>", "service-unavailable"),
+        ("<error code='999'/>", ""),
+        ("<error/>", ""),
+        ("<body/>", ""),
+    ],
+)  # fmt: skip
+def test_an_error_that_has_only_a_number_has_a_condition(content: str, condition: str) -> None:
+    """XEP0086-3-1"""
+    message = parse_element(f"<message type='error'>{content}</message>")
+    assert isinstance(message, Stanza)
+    assert xmppd.error_condition(message) == condition
+
+
+def test_every_number_means_a_condition_of_that_number() -> None:
+    """XEP0086-3-1: but for those that are younger than the numbers, or say what came from elsewhere"""
+    for number, condition in xmppd.NUMBERED_CONDITIONS.items():
+        assert str(xmppd.STANZA_CONDITIONS[condition].code) == number or number in ("408", "502", "510")
+
+
 def test_an_error_goes_back_where_the_stanza_came_from_without_its_content() -> None:
     """RFC6120-8.3.1-1, RFC6120-8.3.1-3, RFC6120-8.1.3-1, XEP0078-3.1-11"""
     request = parse_element(

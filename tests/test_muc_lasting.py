@@ -219,7 +219,7 @@ def test_a_room_survives_a_crash(process_server: ProcessServer) -> None:
 
 
 def test_on_a_full_disk_nothing_is_said_and_nothing_changes_in_a_room_that_lasts(server: MemoryServer) -> None:
-    """XEP0045-8.1-6: what cannot be kept is refused before anybody hears it, the newcomers of later included."""
+    """XEP0045-8.1-1: what cannot be kept is refused before anybody hears it, the newcomers of later included."""
     crone, wicca, hag = coven(server, persistentroom=True)
     server.storage.failed = "no space left on the disk"
     crone.sends(f"<message type='groupchat' id='s' to='{COVEN}'><subject>Spells</subject></message>" + saying("Thrice the brinded cat", id="c"))

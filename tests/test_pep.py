@@ -536,7 +536,7 @@ def test_affiliations_open_doors_and_close_them(juliet: Client, romeo: Client, n
 
 
 def test_nobody_else_publishes_by_default(juliet: Client, romeo: Client) -> None:
-    """XEP0163-2.2-1, XEP0060-7.1.3.1-1: neither to a node that is there nor to a new one"""
+    """XEP0163-2.2-1, XEP0060-7.1.3.1-1, XEP0060-7.1.3.3-1: neither to a node that is there nor to a new one"""
     friends(juliet, romeo)
     publishes(juliet, MOOD, item("m"))
     for node in (MOOD, TUNE):
