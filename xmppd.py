@@ -992,7 +992,7 @@ def error_reply(stanza: Stanza, error: StanzaError, by: str = "") -> Stanza:
 
 
 def error_condition(stanza: Stanza) -> str:
-    """Return the condition of an error stanza (RFC 6120 §8.3.2), from its old number if need be, or "" if it has none."""
+    """Return the condition of an error stanza (RFC 6120 §8.3.2), from its old number if need be; "" for none."""
     error = stanza.find(CLIENT("error"))
     if error is None:
         return ""

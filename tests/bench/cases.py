@@ -454,7 +454,7 @@ class Eventing(Case):
     """Ten of 100 users with 30 contacts each publish moods (XEP-0163); contacts are told because of their caps."""
 
     name = "pep"
-    servers = ("xmppd",)  # the peers do not notify all 30 contacts of this load, and it is not known yet why
+    servers = WITH_ACCOUNTS
     rows = (Row("pep", f"personal eventing: notification of {CONTACTS} contacts; per delivery", "µs"),)
 
     def run(self, trial: Trial) -> Sequence[float]:
