@@ -211,6 +211,13 @@ CARBONS = Namespace("urn:xmpp:carbons:2")  # XEP-0280
 CARBONS_RULES = Namespace("urn:xmpp:carbons:rules:0")  # a feature for service discovery only
 FORWARD = Namespace("urn:xmpp:forward:0")  # XEP-0297
 SM = Namespace("urn:xmpp:sm:3")  # XEP-0198
+CSI = Namespace("urn:xmpp:csi:0")  # XEP-0352
+PUSH = Namespace("urn:xmpp:push:0")  # XEP-0357
+PUSH_SUMMARY = Namespace("urn:xmpp:push:summary")  # the type of a form
+PUBSUB_OPTIONS = Namespace("http://jabber.org/protocol/pubsub#publish-options")  # likewise (XEP-0060 §16.4.3)
+OMEMO = Namespace("eu.siacs.conversations.axolotl")  # XEP-0384 as clients speak it
+OMEMO_2 = Namespace("urn:omemo:2")  # XEP-0384 since version 0.4
+JINGLE_MESSAGES = Namespace("urn:xmpp:jingle-message:0")  # XEP-0353: a call comes in
 MUC = Namespace("http://jabber.org/protocol/muc")  # XEP-0045
 MUC_USER = Namespace("http://jabber.org/protocol/muc#user")
 MUC_ADMIN = Namespace("http://jabber.org/protocol/muc#admin")
@@ -229,6 +236,7 @@ MAX_ATTRIBUTES = 64  # of one element
 READ_SIZE = 16 * 1024  # bytes read from one connection per turn: a full TLS record, and fair to the others
 MAX_UNREAD = 4 * 1024 * 1024  # bytes waiting for a peer that doesn't read: then its stream ends
 MAX_UNACKNOWLEDGED = 5000  # stanzas kept for a client until it says that it has them; as ejabberd
+MAX_HELD = 256  # stanzas held back from a client that nobody looks at; as Prosody's csi_simple
 MAX_SASL_FAILURES = 5  # per stream; RFC 6120 §6.4.5 asks for 2 to 5
 MAX_BIND_FAILURES = 10  # per stream; RFC 6120 §7.7.3 asks for 5 to 10
 
@@ -256,6 +264,7 @@ MAX_ROOMS = 1000  # chat rooms on one server: all that are in use are in memory
 MAX_ROOMS_PER_ACCOUNT = 50  # that one account has created and that still exist; Prosody and ejabberd know no limit
 MAX_ROOM_OCCUPANTS = 1000  # people in one room, whatever its owner says: everything is said to each of them
 ROOM_STANZAS_PER_MINUTE = 600  # that one person sends to rooms; each may go to a thousand people
+MAX_PUSHES = 16  # app servers that wake an account's clients: one for each phone and tablet, and some old ones
 MAX_PRIVATE = 100  # private XML elements per account (XEP-0049)
 MAX_PRIVATE_BYTES = 1024 * 1024  # of private XML per account
 
@@ -2045,6 +2054,13 @@ def read_creators(value: Any) -> str:
     return str(value)
 
 
+def read_push_content(value: Any) -> str:
+    """How much app servers may know."""
+    if value not in ("nothing", "sender", "body"):
+        raise Unexpected('"nothing", "sender" or "body"', value)
+    return str(value)
+
+
 def whole_number(unit: str, least: int, most: int | None = None) -> ConfigReader:
     """Return a reader of whole numbers of `unit` between `least` and `most`, both included."""
     expected = f"a whole number of {unit}" + (f" from {least} to {most}" if most else f", at least {least}")
@@ -2118,6 +2134,7 @@ class Limits:
     elements_before_login: int = bounded(MAX_ELEMENTS_BEFORE_LOGIN, "elements", 8)
     unread: int = bounded(MAX_UNREAD, "bytes", 65_536)  # waiting for a client that doesn't read
     unacknowledged: int = bounded(MAX_UNACKNOWLEDGED, "stanzas", 100)  # and of bytes, as many as `unread`
+    held: int = bounded(MAX_HELD, "stanzas", 0)  # while a client is inactive
     sasl_failures: int = bounded(MAX_SASL_FAILURES, "attempts", 2, 5)  # RFC 6120 §6.4.5
     bind_failures: int = bounded(MAX_BIND_FAILURES, "attempts", 5, 10)  # RFC 6120 §7.7.3
     component_queue: int = bounded(MAX_COMPONENT_QUEUE, "stanzas", 0)  # that wait for one that is away
@@ -2139,6 +2156,7 @@ class Limits:
     pep_items: int = bounded(MAX_PEP_ITEMS, "items")
     pep_bytes: int = bounded(MAX_PEP_BYTES, "bytes", 0)
     pep_subscribers: int = bounded(MAX_PEP_SUBSCRIBERS, "subscribers", 0)
+    pushes: int = bounded(MAX_PUSHES, "registrations", 0)
     private: int = bounded(MAX_PRIVATE, "elements", 0)
     private_bytes: int = bounded(MAX_PRIVATE_BYTES, "bytes", 0)
 
@@ -2206,6 +2224,7 @@ class Config:
     federation_routes: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # domain to (host, port)
     web_url: str = ""  # "": https://HOST and our own port
     web_origins: frozenset[str] = frozenset()  # of web pages that may log people in, beside the hosts' own
+    push_content: str = "nothing"
     muc_host: str = "conference"
     muc_create: str = "everyone"
     file: Path | None = None  # where it was read from; None: only defaults
@@ -2235,6 +2254,7 @@ CONFIG_KEYS: dict[str, ConfigReader] = {
     "web.url": read_url,
     "web.origins": read_origins,
     "muc.host": read_label,
+    "push.content": read_push_content,
     "muc.create": read_creators,
 }
 CONFIG_SECTIONS = frozenset(path.partition(".")[0] for path in CONFIG_KEYS if "." in path) | {"components"}
@@ -7500,6 +7520,9 @@ class Feature:
     def session_detached(self, session: Session) -> None:
         """Event: the session's stream broke; it stays, and may be resumed on another one (XEP-0198)."""
 
+    def session_stalled(self, session: Session) -> None:
+        """Event: the client does not answer, but its stream has not broken yet (XEP-0198)."""
+
     def session_resumed(self, session: Session) -> None:
         """Event: a detached session has a stream again, and what was sent meanwhile is on its way."""
 
@@ -7708,7 +7731,9 @@ class Session:
         self.sending = server.registry.sending  # its filters: everybody's, and where there are rules, theirs in front
         self.delivering = server.registry.delivering
         self.management: SessionManagement | None = None  # once it has enabled stream management (chapter 22)
-        self.transmit: Callable[[Stanza], None] = stream.send  # where to stanzas go behind the filters
+        self.idle: IdleQueue | None = None  # while nobody looks at the client (XEP-0352), or it is not there
+        self.transmit: Callable[[Stanza], None] = stream.send  # where stanzas go to behind the filters
+        self.pushes: frozenset[str] = frozenset()  # the keys of the push registrations that this client has made
         self.recipients: set[JID] = set()  # whom it has written to in this minute, as bare JIDs
         self.recipients_until = 0.0  # when that minute ends, by the loop's clock
 
@@ -7725,6 +7750,11 @@ class Session:
     def is_attached(self) -> bool:
         """Whether it has a stream at present."""
         return self.stream.session is self
+
+    @property
+    def outlet(self) -> Callable[[Stanza], None]:
+        """Where stanzas go in the end: to the stream, or to stream management."""
+        return self.stream.send if self.management is None else self.management.transmit
 
     def when_delivered(self, callback: Callable[[], None]) -> None:
         """Call `callback` once the client has what was sent so far, as far as that can be known.
@@ -8450,13 +8480,13 @@ class Server:
     # -- the server's own requests
 
     def ask(self, sender: str, to: JID, payload: Element, then: Callable[[Stanza | None], None], *,
-            timeout: float = ANSWER_TIMEOUT) -> None:  # fmt: skip
-        """Send a get from `sender` (a domain or an account here); `then` gets the answer, or None if none came."""
+            type: str = "get", timeout: float = ANSWER_TIMEOUT) -> None:  # fmt: skip
+        """Send a request from `sender` (a domain or an account here); `then` gets the answer, or None if none came."""
         id = secrets.token_urlsafe(9)
         key = (str(to), id)
         timer = self.loop.call_later(timeout, lambda: self._questions.pop(key).then(None))
         self._questions[key] = Question(then, timer)
-        request = Stanza(IQ, {"type": "get", "id": id, "from": sender, "to": str(to)})
+        request = Stanza(IQ, {"type": type, "id": id, "from": sender, "to": str(to)})
         request.add(payload)
         self.emit(request)
 
@@ -9320,7 +9350,7 @@ CARBONS_WRAPPERS = frozenset({CARBONS("received"), CARBONS("sent")})
 IM_PAYLOADS = frozenset({RECEIPTS, CHAT_STATES, CHAT_MARKERS})  # what XEP-0280 §6.1 takes for a conversation's
 
 
-def is_invitation(message: Stanza) -> bool:
+def is_invitation(message: Element) -> bool:
     """Whether it asks somebody into a room: directly (XEP-0249) or through it (XEP-0045 §7.8.2)."""
     mediated = f"{MUC_USER('x')}/{MUC_USER('invite')}"
     return message.find(DIRECT_INVITE("x")) is not None or message.find(mediated) is not None
@@ -14452,6 +14482,7 @@ class MultiUserChat(Feature):
 HANDLED_MODULUS = 2**32  # `h` is an unsignedInt and starts again at zero (XEP-0198 §4)
 ACK_DELAY = 1.0  # seconds from a stanza to our <r/>: one question for a burst, and still before a radio sleeps
 ACK_EVERY = 100  # unacknowledged stanzas after which we ask at once
+ACK_STALL = 20.0  # seconds without a word after our question: then push tries to wake the client
 ACK_PATIENCE = 1.0  # seconds that our answer may wait for the disk
 MAX_EXPIRED = 4096  # sessions whose last `h` is remembered when they are over; each some 200 bytes
 
@@ -14462,6 +14493,15 @@ class Unacknowledged(NamedTuple):
     data: bytes
     at: float
     archived: str
+
+    def stanza(self) -> Stanza | None:
+        """Read it back; None when it is beyond a limit that was no limit when it came."""
+        try:
+            stanza = parse_element(self.data.decode())
+        except StreamError as error:
+            log.error("a stanza that was sent cannot be read (%s): dropped", error.condition)
+            return None
+        return stanza if isinstance(stanza, Stanza) else None
 
 
 class Acknowledgements:
@@ -14583,12 +14623,23 @@ class SessionManagement(Acknowledgements):
         self.stop()
         self._asked_at = loop.now()
         self.session.stream.send_element(E(SM("r")))
-        self._timer = loop.call_later(self.session.server.config.limits.answer_timeout, self._look)
+        self._timer = loop.call_later(min(ACK_STALL, self._longest), self._look)
+
+    @property
+    def _longest(self) -> float:
+        return self.session.server.config.limits.answer_timeout
 
     def _look(self) -> None:
-        asked_at, self._asked_at, self._timer = self._asked_at, None, None
-        if asked_at is not None and self.session.stream.heard_at < asked_at:
+        """Nothing heard for a while: somebody may want to know; for long: the client is gone."""
+        self._timer, asked_at, loop = None, self._asked_at, self.session.server.loop
+        if asked_at is None or self.session.stream.heard_at >= asked_at:
+            self._asked_at = None
+        elif loop.now() >= asked_at + self._longest:
             self.session.stream.break_off()
+        else:
+            self._timer = loop.call_later(asked_at + self._longest - loop.now(), self._look)
+            for event in self.session.server.registry.listeners("session_stalled"):
+                event(self.session)
 
     def take(self, h: int) -> None:
         """The client has acknowledged the first `h` stanzas; raises StreamError (§6)."""
@@ -14641,6 +14692,14 @@ class SessionManagement(Acknowledgements):
             self.session.stream.send_written(stanza.data)
         if self.queue:
             self.ask()
+
+    def last_urgent(self) -> Stanza | None:
+        """Return the last message in the queue that is worth a push."""
+        for unacknowledged in reversed(self.queue):
+            message = unacknowledged.stanza() if unacknowledged.data.startswith(b"<message") else None
+            if message is not None and is_urgent(message):
+                return message
+        return None
 
     def release(self) -> Sequence[Unacknowledged]:
         """The session is over: tell those who waited, then return what has to find another way."""
@@ -14699,7 +14758,9 @@ class StreamManagement(Feature):
         if element.get("resume") not in ("true", "1"):
             timeout = 0.0
         management = SessionManagement(session, secrets.token_urlsafe(18), timeout)
-        session.management, session.transmit = management, management.transmit
+        session.management = management
+        if session.idle is None:
+            session.transmit = session.outlet
         enabled = E(SM("enabled"))
         if management.may_be_resumed:
             self._sessions[management.id] = session
@@ -14815,18 +14876,16 @@ class StreamManagement(Feature):
 
     def _reroute(self, session: Session, unacknowledged: Unacknowledged) -> None:
         """§4: a request gets an error, a message goes elsewhere; all else is worth nothing to others."""
+        stanza = unacknowledged.stanza()
+        if stanza is None:
+            return
         try:
-            stanza = parse_element(unacknowledged.data.decode())
-            assert isinstance(stanza, Stanza)
-            try:
-                if stanza.tag == MESSAGE:
-                    self._redeliver(session, stanza, unacknowledged.at)
-                elif stanza.get("type") in ("get", "set") and stanza.get("from"):
-                    raise StanzaError("service-unavailable")
-            except StanzaError as error:
-                self.server.refuse(stanza, error)
-        except StreamError as error:  # it has grown beyond a limit since it came
-            log.error("a message to %s cannot be read (%s): dropped", session.full, error.condition)
+            if stanza.tag == MESSAGE:
+                self._redeliver(session, stanza, unacknowledged.at)
+            elif stanza.get("type") in ("get", "set") and stanza.get("from"):
+                raise StanzaError("service-unavailable")
+        except StanzaError as error:
+            self.server.refuse(stanza, error)
 
     def _redeliver(self, session: Session, message: Stanza, at: float) -> None:
         """Deliver a message to those of the account's other resources that have not got it, or keep it.
@@ -14855,6 +14914,356 @@ class StreamManagement(Feature):
             return False
         (since, rank), (own_since, own_rank) = other.ranked, session.ranked
         return rank == own_rank and max(since, own_since) <= at
+
+
+# -- client state: nobody looks at the screen
+
+ORNAMENTS = frozenset({HINTS, STANZA_ID, DELAY, OCCUPANT_ID, MUC_USER})  # payloads that say nothing by themselves
+MAX_HELD_BYTES = 256 * 1024  # of the content of what is held: one large stanza
+
+
+def holding_key(stanza: Stanza) -> str | None:
+    """Say what an inactive client may hear of later: None: hear it now; "": never; else the key under which to hold it.
+
+    Of presence only the last from each address is held; it may not concern one's own place
+    in a room (110), or a subscription. Of messages, headlines (such as news of PEP nodes),
+    receipts, and copies of what another device has said can wait; who was typing is over by then.
+    """
+    if stanza.tag == PRESENCE:
+        is_own = stanza.find(f"{MUC_USER('x')}/{MUC_USER('status')}[@code='110']") is not None
+        return None if stanza.get("type") not in (None, "unavailable") or is_own else f"presence {stanza.get('from')}"
+    type = stanza.get("type")
+    if stanza.tag == IQ or type == "error":
+        return None
+    if type == "headline" or stanza.find(CARBONS("sent")) is not None:
+        return "message"
+    original: Element = stanza
+    if (wrapper := stanza.find(CARBONS("received"))) is not None:
+        original = next(wrapper.iter(MESSAGE), stanza)
+    payloads = {namespace_of(child.tag) for child in original if child.tag != CLIENT("thread")} - ORNAMENTS
+    if is_invitation(original) or not payloads <= IM_PAYLOADS:
+        return None
+    return "" if payloads == {CHAT_STATES} else "message"
+
+
+class IdleQueue:
+    """What can wait until somebody looks at the client again; in order, but for presence that is out of date.
+
+    It stands before stream management, so that nothing in it has been counted, and a
+    client in a tunnel finds one presence of each contact and not all of an hour.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._held: dict[str, Stanza] = {}
+        self._size = 0
+        self._numbers = count()
+
+    def transmit(self, stanza: Stanza) -> None:
+        """Hold a stanza, drop it, or send it behind all that is held."""
+        key = holding_key(stanza)
+        if key == "":
+            return
+        if key is not None:
+            if key == "message":
+                key = str(next(self._numbers))
+            elif (old := self._held.pop(key, None)) is not None:
+                self._size -= len(old.content)
+            self._held[key] = stanza
+            self._size += len(stanza.content)
+            if len(self._held) <= self.session.server.config.limits.held and self._size <= MAX_HELD_BYTES:
+                return
+        self.flush()
+        if key is None:
+            self.session.outlet(stanza)
+
+    def flush(self) -> None:
+        """Send all that is held."""
+        held, self._held, self._size = self._held, {}, 0
+        for stanza in held.values():
+            self.session.outlet(stanza)
+
+
+class ClientState(Feature):
+    """Client State Indication (XEP-0352): a client that nobody looks at is told less, and later.
+
+        C: <inactive xmlns='urn:xmpp:csi:0'/>
+        C: <active xmlns='urn:xmpp:csi:0'/>
+        S: <presence from='juliet@example.org/balcony' …/> … all that had to wait
+
+    Anything important takes all that waits along: the radio is on then anyway. A session
+    whose stream broke is treated alike until it is resumed. `[limits] held = 0` holds nothing.
+    """
+
+    namespace = CSI
+
+    def offer(self, stream: ClientStream) -> Element | None:
+        """§4.1."""
+        return E(CSI("csi")) if stream.state is StreamState.AUTHENTICATED else None
+
+    @element(CSI("inactive"), state="bound")
+    def inactive(self, stream: ClientStream, element: Element) -> None:
+        """§4.2."""
+        if stream.session is not None:
+            self.deactivate(stream.session)
+
+    @element(CSI("active"), state="bound")
+    def active(self, stream: ClientStream, element: Element) -> None:
+        """§4.2, §5.1: everything is on the wire before the next request is handled."""
+        if stream.session is not None:
+            self.activate(stream.session)
+
+    def deactivate(self, session: Session) -> None:
+        """Hold back from now on; also inline at binding (XEP-0386)."""
+        if session.idle is None:
+            session.idle = IdleQueue(session)
+            session.transmit = session.idle.transmit
+
+    def activate(self, session: Session) -> None:
+        """Send what was held, and hold nothing any more."""
+        if session.idle is not None:
+            session.idle.flush()
+            session.idle = None
+            session.transmit = session.outlet
+
+    def session_detached(self, session: Session) -> None:
+        """There is nobody to look."""
+        self.deactivate(session)
+
+    def session_resumed(self, session: Session) -> None:
+        """§5.2: a stream always begins active."""
+        self.activate(session)
+
+    def session_ended(self, session: Session) -> None:
+        """With stream management what was held has not been sent, and finds another way (XEP-0198 §4)."""
+        if session.management is not None:
+            self.activate(session)
+        session.idle = None
+
+
+# -- push: waking an app that is not connected
+
+URGENT = frozenset({CLIENT("body"), OMEMO("encrypted"), OMEMO_2("encrypted"), JINGLE_MESSAGES("propose")})
+MAX_PUSH_OPTIONS = 4096  # bytes of what an app server wants to have repeated to it: a token
+MAX_PUSHED_BODY = 500  # characters; Apple's and Google's notifications hold 4 KB in all
+MAX_PUSH_FAILURES = 10  # times in a row that an app server may not be reached before it is given up
+UNTOLD = "New message!"  # in place of the body: app servers take its presence for "show something"; as Prosody
+
+
+def is_urgent(message: Stanza) -> bool:
+    """Whether it is worth waking a sleeping telephone: somebody says something, calls, or invites."""
+    if message.get("type") in ("error", "headline"):
+        return False
+    return any(child.tag in URGENT for child in message) or is_invitation(message)
+
+
+@dataclass(slots=True)
+class Notice:
+    """What an app server has to be told of one registration; one publish request is under way at a time."""
+
+    count: int = 0  # messages since the client was there
+    sender: str = ""  # of the last
+    body: str = ""
+    is_new: bool = False  # there is something that no request has told
+    is_under_way: bool = False
+    failures: int = 0  # in a row
+
+
+class Push(Feature):
+    """Push Notifications (XEP-0357): an app that is not connected is woken by the server of its maker.
+
+        C: <iq type='set' id='x42'><enable xmlns='urn:xmpp:push:0' jid='push-5.client.example' node='yxs32'/></iq>
+        S: <iq type='set' from='example.org' to='push-5.client.example' …><pubsub …><publish node='yxs32'><item>
+             <notification xmlns='urn:xmpp:push:0'><x …>message-count, last-message-sender, …</x></notification> …
+
+    A registration belongs to the client that has made it. It is used for urgent messages
+    to the account while that client has no session, or one that waits, or one that doesn't
+    answer. App servers learn that there is a message, and only if `[push] content` says so,
+    from whom it is, or what it says.
+
+    Documents: "push", by account: `{"JID node": {"jid", "node", "options": XML or ""}}`.
+    """
+
+    namespace = PUSH
+    server_features = (PUSH,)  # XEP-0357 asks for it at the account only, but some clients look here
+
+    MAX_UNREGISTERED: ClassVar[int] = 10_000  # accounts of which is remembered that they have no registrations
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.registrations = server.storage.documents("push", dict)
+        self._unregistered: set[JID] = set()  # accounts without registrations: all that most messages ask
+        self._notices: dict[tuple[JID, str], Notice] = {}
+
+    # -- registrations (§5, §6)
+
+    @iq("set", PUSH("enable"), to="self")
+    def enable(self, request: Iq) -> None:
+        """§5: the last request counts; the oldest registration makes room."""
+        owner, key = request.owner, self._key(request.payload)
+        jid, _space, node = key.partition(" ")
+        if not jid:
+            raise StanzaError("bad-request", "which app server?")
+        registered = dict.fromkeys(self.registrations.items(owner))
+        registered.pop(key, None)
+        limit = self.server.config.limits.pushes
+        if not limit:
+            raise StanzaError("not-allowed", "no push notifications here")
+        for old in list(registered)[: len(registered) - limit + 1]:
+            self._forget(owner, old)
+        value = {"jid": jid, "node": node, "options": self._options(request.payload)}
+        if self.registrations.item(owner, key) != value:
+            self.registrations.put(owner, key, value)
+        self._unregistered.discard(owner)
+        self._notices.pop((owner, key), None)
+        request.from_session.pushes |= {key}
+
+    @staticmethod
+    def _key(payload: Element) -> str:
+        """Return `JID node`; raises StanzaError("jid-malformed")."""
+        jid = payload.get("jid", "")
+        return f"{JID.parse(jid)} {payload.get('node', '')[:MAX_PUSH_OPTIONS]}" if jid else " "
+
+    @staticmethod
+    def _options(payload: Element) -> str:
+        """§5 example 9: the form to be repeated with each publish request, "" for none."""
+        form = Form.within(payload)
+        if form is None:
+            return ""
+        written = serialize(replace(form, type="submit").to_element(), CLIENT)
+        if form.form_type != PUBSUB_OPTIONS or len(written) > MAX_PUSH_OPTIONS:
+            raise StanzaError("bad-request", "expected a short form of publish-options")
+        return written
+
+    @iq("set", PUSH("disable"), to="self")
+    def disable(self, request: Iq) -> None:
+        """§6: one node of the app server's, or all."""
+        key = self._key(request.payload)
+        if key == " ":
+            raise StanzaError("bad-request", "which app server?")
+        names_node = "node" in request.payload.attrib
+        for registered in list(self.registrations.items(request.owner)):
+            if registered == key or (not names_node and registered.startswith(key)):
+                self._forget(request.owner, registered)
+
+    def _forget(self, owner: JID, key: str) -> None:
+        self._notices.pop((owner, key), None)
+        if self.registrations.item(owner, key) is not None:
+            self.registrations.put(owner, key, None)
+        for session in self.server.sessions(owner):
+            session.pushes -= {key}
+
+    def account_removed(self, owner: JID) -> None:
+        """Nobody is woken for somebody else."""
+        for key in self.registrations.items(owner):
+            self._notices.pop((owner, key), None)
+
+    # -- when (§7)
+
+    def arriving(self, owner: JID, stanza: Stanza) -> Stanza | None:
+        """A message may be news for clients that are not there."""
+        if stanza.tag != MESSAGE or owner in self._unregistered or not self._is_registered(owner):
+            return stanza
+        self._obey_app_server(owner, stanza)
+        if is_urgent(stanza) and stanza.get("from", "").partition("/")[0] != str(owner):
+            for key in list(self.registrations.items(owner)):
+                if self._is_away(owner, key, stanza):
+                    self._notify(owner, key, stanza)
+        return stanza
+
+    def _is_registered(self, owner: JID) -> bool:
+        if self.registrations.items(owner):
+            return True
+        if len(self._unregistered) >= self.MAX_UNREGISTERED:
+            self._unregistered.clear()
+        self._unregistered.add(owner)
+        return False
+
+    def _is_away(self, owner: JID, key: str, stanza: Stanza) -> bool:
+        """Whether the client does not hear of the message by itself; what a room says is for one session only."""
+        sessions = [session for session in self.server.sessions(owner) if key in session.pushes]
+        if any(session.is_attached for session in sessions):
+            return False
+        return stanza.get("type") != "groupchat" or any(session.full == stanza.get("to") for session in sessions)
+
+    def session_detached(self, session: Session) -> None:
+        """What it was sent last may not have arrived."""
+        self.session_stalled(session)
+
+    def session_stalled(self, session: Session) -> None:
+        """Likewise, when it does not answer; once for one message, since then there is a `Notice` of it."""
+        if not session.pushes or session.management is None:
+            return
+        message = session.management.last_urgent()
+        for key in session.pushes:
+            if message is not None and (session.bare, key) not in self._notices:
+                self._notify(session.bare, key, message)
+
+    def session_resumed(self, session: Session) -> None:
+        """The client is there: it has read, or is going to read everything."""
+        for key in session.pushes:
+            self._notices.pop((session.bare, key), None)
+
+    def _obey_app_server(self, owner: JID, message: Stanza) -> None:
+        """§8: it has taken back the right to publish."""
+        told = message.find(PUBSUB("pubsub"))
+        if told is not None and any(child.get("affiliation") == "none" for child in told):
+            self._forget(owner, f"{message.get('from')} {told.get('node', '')}")
+
+    # -- publishing (§7)
+
+    def _notify(self, owner: JID, key: str, message: Stanza) -> None:
+        """Note what there is to tell, and tell it now, or when the request before is answered: never two at once."""
+        notice = self._notices.setdefault((owner, key), Notice())
+        notice.count += 1
+        notice.sender = message.get("from", "")
+        notice.body = child_text(message, CLIENT("body"))
+        notice.is_new = True
+        if not notice.is_under_way:
+            self._publish(owner, key, notice)
+
+    def _publish(self, owner: JID, key: str, notice: Notice) -> None:
+        registration = self.registrations.item(owner, key)
+        notice.is_new, notice.is_under_way = False, True
+        summary = Form("submit", [Field(FORM_TYPE, "hidden", value=PUSH_SUMMARY), *self._summary(notice)])
+        item = E(PUBSUB("item"), None, E(PUSH("notification"), None, summary.to_element()))
+        node = {"node": registration["node"]} if registration["node"] else {}
+        pubsub = E(PUBSUB("pubsub"), None, E(PUBSUB("publish"), node, item))
+        if registration["options"]:
+            pubsub.append(E(PUBSUB("publish-options"), None, parse_element(registration["options"])))
+        self.server.ask(owner.domain, JID.parse(registration["jid"]), pubsub, type="set",
+                        then=functools.partial(self._published, owner, key, notice))  # fmt: skip
+
+    def _summary(self, notice: Notice) -> Iterator[Field]:
+        """§7: as much as the owner of this server allows (`[push] content`)."""
+        content = self.server.config.push_content
+        yield Field("message-count", value=str(notice.count))
+        if content != "nothing":
+            yield Field("last-message-sender", value=notice.sender)
+        tells = content == "body" and notice.body
+        yield Field("last-message-body", value=notice.body[:MAX_PUSHED_BODY] if tells else UNTOLD)
+
+    def _published(self, owner: JID, key: str, notice: Notice, answer: Stanza | None) -> None:
+        """§7.1: an error means that the registration is void, unless it is about the way there."""
+        notice.is_under_way = False
+        if self._notices.get((owner, key)) is not notice or owner not in self.server.accounts:
+            return  # disabled, or the client was there, meanwhile
+        if answer is not None and answer.get("type") == "result":
+            notice.failures = 0
+        else:
+            notice.failures += 1
+            if (answer is not None and self._is_final(answer)) or notice.failures >= MAX_PUSH_FAILURES:
+                log.info("%s: push to %s is disabled: it failed", owner, key)
+                return self._forget(owner, key)
+        if notice.is_new:
+            self._publish(owner, key, notice)
+
+    @staticmethod
+    def _is_final(answer: Stanza) -> bool:
+        error = answer.find(CLIENT("error"))
+        if error is None or error.get("type") == "wait":
+            return False
+        return not any(local_name(child.tag).startswith("remote-server-") for child in error)
 
 
 # -- logging in fast (XEP-0388, XEP-0386, XEP-0484)
@@ -17354,12 +17763,14 @@ FEATURES: tuple[type[Feature], ...] = (
     Registration,
     StreamLimits,
     StreamManagement,  # endings run in reverse: what a dead session had not got goes on when all know that it's gone
+    ClientState,  # at the end it gives what it holds to stream management
     Privacy,  # the first that filters: its rules come before all others (XEP-0016 §2.2)
     Blocking,
     Roster,
     Subscriptions,  # hears of a session's presence before the offline messages: first who asks, then what was said
     PresenceBroadcast,
     OfflineMessages,
+    Push,
     Carbons,  # behind what takes forged elements out of a message, and what notes its id in the archive
     Disco,
     Ping,

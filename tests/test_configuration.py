@@ -59,6 +59,7 @@ KEYS = [
     ('[federation.routes]\n"example.net" = "[::1]:65535"', "federation_routes", {"example.net": ("[::1]", 65535)}),
     ('[web]\nurl = "https://chat.example.org/"', "web_url", "https://chat.example.org"),
     ('[web]\norigins = ["https://chat.example.org:8443", "*"]', "web_origins", {"https://chat.example.org:8443", "*"}),
+    ('[push]\ncontent = "sender"', "push_content", "sender"),
     ('[muc]\nhost = "Rooms"', "muc_host", "rooms"),
     ('[muc]\nhost = ""', "muc_host", ""),
     ('[muc]\ncreate = "admins"', "muc_create", "admins"),
@@ -173,6 +174,7 @@ MISTAKES = [
     ("[federation.routes]\n'a b' = '127.0.0.3:5269'", "[federation] routes: expected a domain such as \"example.org\", found 'a b'"),
     ("[federation]\nnameservers = ['127.0.0.1']", "[federation] nameservers: expected a list of \"address:port\" such as "
      "[\"127.0.0.1:53\"], found '127.0.0.1'"),
+    ('[push]\ncontent = true', """[push] content: expected "nothing", "sender" or "body", found true"""),
     ('[muc]\nhost = "a.b"', """[muc] host: expected one word such as "conference", or "" to switch it off, found 'a.b'"""),
     ("[muc]\nhost = false", '[muc] host: expected one word such as "conference", or "" to switch it off, found false'),
     ('[muc]\ncreate = "nobody"', """[muc] create: expected "everyone" or "admins", found 'nobody'"""),
