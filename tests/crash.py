@@ -737,8 +737,9 @@ def _read_file(folder: Folder, path: Path, name: str) -> None:
             return folder.problems.append(f"{name}: {error}")
         kind, owner = (where[1], f"{unquote(file[:-5])}@{where[0]}") if len(where) == 2 else (file[:-5], where[0])
         folder.documents[kind, owner] = document
-    elif file.endswith(".jsonl") and len(where) == 2:
-        folder.logs.add((where[1], f"{unquote(file[:-6])}@{where[0]}"))
+    elif file.endswith(".jsonl") and len(where) in (2, 3):  # three: one month of an archive
+        local, *part = [*where[2:], file[:-6]]
+        folder.logs.add((where[1], "/".join([f"{unquote(local)}@{where[0]}", *part])))
         folder.problems += [f"{name}: {problem}" for problem in _log_problems(path.read_bytes())]
     else:
         folder.problems.append(f"{name} belongs to nothing")
@@ -797,7 +798,7 @@ def half_turns(folder: Folder) -> Iterator[str]:
     """Yield what cannot be unless only a part of a turn has survived."""
     accounts = {owner for (kind, owner), document in folder.documents.items() if kind == "accounts" and document}
     for kind, owner in {key for key, document in folder.documents.items() if document} | folder.logs:
-        if "@" in owner and owner not in accounts:
+        if "@" in owner and owner.partition("/")[0] not in accounts:
             yield f"{owner} has no account, but {kind}"
     for (kind, owner), roster in folder.documents.items():
         if kind == "roster":

@@ -15,8 +15,9 @@ Everything that arrives has to be expected, in the order of its arrival. Not wor
 are: prefixes, the order of attributes, white space between elements, the order of children
 with different names, and what follows from the stanza itself: a `to` that is the receiver's
 own address, a `from` that is the address the failed or answered request went to, and of an
-error its old number (XEP-0086), its text and a copy of what it is about. A stanza without
-xmlns is in jabber:client.
+error its old number (XEP-0086), its text and a copy of what it is about; nor, of a message,
+the `<stanza-id/>` under which the receiver's own archive has it. A stanza without xmlns is in
+jabber:client.
 
 Nothing here ever sleeps: that nothing arrives is shown by a ping whose answer is the very
 next stanza (the barrier).
@@ -51,6 +52,7 @@ BIND = "urn:ietf:params:xml:ns:xmpp-bind"
 SM = "urn:xmpp:sm:3"
 ROSTER = "jabber:iq:roster"
 DISCO_INFO = "http://jabber.org/protocol/disco#info"
+STANZA_ID = "{urn:xmpp:sid:0}stanza-id"
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 
 ELLIPSIS = "..."  # in a pattern: a namespace, an attribute or a text that stands for any
@@ -626,10 +628,14 @@ class Client:
 
     def _without_the_obvious(self, expected: ET.Element, actual: ET.Element) -> ET.Element:
         """Take away what the pattern does not mention and what follows from the stanza itself."""
-        if ELLIPSIS_ATTRIBUTE in expected.attrib or namespace(actual.tag) != CLIENT:
+        if namespace(actual.tag) != CLIENT:
             return actual
         cause = self._sent.get(actual.get("id", ""))
         plain = _copy(actual)
+        if not any(_fits(child.get("by", "*"), self.bare) for child in expected.iter(STANZA_ID)):
+            plain[:] = [_without_id(child, self.bare) for child in actual if not _is_id(child, self.bare)]
+        if ELLIPSIS_ATTRIBUTE in expected.attrib:
+            return plain
         if "to" not in expected.attrib and actual.get("to") in (self.jid, self.bare):
             plain.attrib.pop("to", None)
         if "from" not in expected.attrib and actual.get("from") in self._answering(actual, cause):
@@ -654,6 +660,19 @@ def _asks(event: Event) -> bool:
 def _answers(name: str, event: Event) -> bool:
     element = event.element
     return element.tag == f"{{{CLIENT}}}iq" and element.get("id") == name and element.get("type") in ("result", "error")
+
+
+def _is_id(element: ET.Element, by: str) -> bool:
+    return element.tag == STANZA_ID and element.get("by") == by
+
+
+def _without_id(element: ET.Element, by: str) -> ET.Element:
+    """Return the element without any stanza-id of `by` inside, as in the copies of XEP-0280."""
+    if not any(_is_id(inner, by) for inner in element.iter()):
+        return element
+    plain = _copy(element)
+    plain[:] = [_without_id(child, by) for child in element if not _is_id(child, by)]
+    return plain
 
 
 def _copy(element: ET.Element) -> ET.Element:

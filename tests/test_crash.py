@@ -492,13 +492,15 @@ AWAY = "<presence from='juliet@example.org/here'><show>away</show></presence>"
 def test_a_slow_fsync_holds_up_the_output_once_and_the_server_never(slow: SlowHouse) -> None:
     """DESIGN §5: nothing overtakes its record. All that is said meanwhile waits for this fsync, and for no other."""
     slow.juliet.sends("".join(PINGS) + "<presence><show>away</show></presence>")
-    slow.juliet.sends("<message to='nurse@example.org/here' type='chat'><body>O</body></message>")
+    off_the_record = "<body>O</body><no-permanent-store xmlns='urn:xmpp:hints'/>"
+    slow.juliet.sends(f"<message to='nurse@example.org/here' type='chat'>{off_the_record}</message>")
     newcomer = slow.house.server.client(direct_tls=True).connect()  # a handshake: so the server goes on
     slow.gate.passes()
     slow.romeo.receives("<iq type='result' id='s'/>")
     slow.juliet.receives(*PONGS, AWAY)
     slow.nurse.receives(AWAY)
-    slow.nurse.receives("<message from='juliet@example.org/here' to='nurse@example.org/here' type='chat'><body>O</body></message>")
+    message = f"<message from='juliet@example.org/here' to='nurse@example.org/here' type='chat'>{off_the_record}</message>"
+    slow.nurse.receives(message)
     newcomer.negotiates()
     assert slow.gate.is_empty()
 

@@ -563,6 +563,9 @@ CONTENT = [
 ]
 
 
+ADDED = ("{urn:xmpp:delay}delay", "{urn:xmpp:sid:0}stanza-id", "{urn:last}last")  # what came to the content
+
+
 @pytest.mark.parametrize("attributes", ["", " xmlns:e='urn:e' e:f='g'", " xml:space='preserve'", " unknown='1'"])
 def test_content_passes_unchanged(romeo: Client, juliet: Client, attributes: str) -> None:
     """RFC6120-8.4-1, RFC6120-8.4-3, RFC6121-5.2-1: straight, and out of the offline storage."""
@@ -574,7 +577,7 @@ def test_content_passes_unchanged(romeo: Client, juliet: Client, attributes: str
     assert len(came) == 2 * len(CONTENT)
     for content, stanza in zip(CONTENT * 2, came, strict=True):
         expected = ET.fromstring(f"<a xmlns='jabber:client'><message{attributes}>{content}</message></a>")[0]
-        for added in stanza.findall("{urn:xmpp:delay}delay") + stanza.findall("{urn:last}last"):
+        for added in [child for tag in ADDED for child in stanza.findall(tag)]:
             stanza.remove(added)
         assert expected.attrib.items() <= stanza.attrib.items()
         assert [canonical(child) for child in stanza] == [canonical(child) for child in expected]
@@ -792,7 +795,7 @@ PROBES = {
 }  # fmt: skip
 # Where other standards demand an answer of the bare JID, the same for every name, that RFC 6121 §8.5.3.1 has no
 # resource give: an empty list (XEP-0030 §8), "you are not the owner" (XEP-0054 §3.2, XEP-0060 §8).
-BARE_ONLY = ("disco-items", "disco-items-node", "set-vcard", "pubsub-owner")
+BARE_ONLY = ("disco-items", "disco-items-node", "set-vcard", "pubsub-owner", "archive")
 SITUATIONS: dict[str, int | None] = {"away": None, "connected": None, "available": 0}
 
 

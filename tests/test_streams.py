@@ -520,7 +520,7 @@ def test_a_prefixed_stanza_arrives_without_its_prefix(romeo, juliet) -> None:
     """RFC6120-4.8.5-2"""
     romeo.sends_raw("<c:message xmlns:c='jabber:client' to='juliet@example.org/balcony'><c:body>O</c:body></c:message>")
     said = hears(juliet, "</message>")
-    assert said == "<message to='juliet@example.org/balcony' from='romeo@example.org/orchard'><body>O</body></message>"
+    assert said.startswith("<message to='juliet@example.org/balcony' from='romeo@example.org/orchard'><body>O</body><")
 
 
 @pytest.mark.parametrize("start", ["xml:space='preserve'", "xmlns:a='http://www.w3.org/1999/xlink' a:href='x'"])
