@@ -165,6 +165,9 @@ FRAMING = Namespace("urn:ietf:params:xml:ns:xmpp-framing")  # RFC 7395
 HTTP_BIND = Namespace("http://jabber.org/protocol/httpbind")  # XEP-0124; what names no namespace in a body (XEP-0206)
 XBOSH = Namespace("urn:xmpp:xbosh")  # XEP-0206
 XRD = Namespace("http://docs.oasis-open.org/ns/xri/xrd-1.0")  # RFC 6415, for XEP-0156
+DIALBACK_FEATURE = Namespace("urn:xmpp:features:dialback")
+BIDI = Namespace("urn:xmpp:bidi")  # XEP-0288
+BIDI_FEATURE = Namespace("urn:xmpp:features:bidi")
 
 # -- instant messaging (RFC 6121)
 ROSTER = Namespace("jabber:iq:roster")
@@ -245,6 +248,10 @@ READ_SIZE = 16 * 1024  # bytes read from one connection per turn: a full TLS rec
 MAX_UNREAD = 4 * 1024 * 1024  # bytes waiting for a peer that doesn't read: then its stream ends
 MAX_UNACKNOWLEDGED = 5000  # stanzas kept for a client until it says that it has them; as ejabberd
 MAX_HELD = 256  # stanzas held back from a client that nobody looks at; as Prosody's csi_simple
+MAX_REMOTE_STANZA = 512 * 1024  # bytes, from another server; as Prosody and ejabberd: it may allow its users more
+MAX_OUTGOING = 1000  # stanzas that wait for another server, from one domain to one domain
+MAX_OUTGOING_BYTES = 4 * 1024 * 1024  # of these
+REMOTE_BYTES_PER_SECOND = 500_000  # from another server on one stream, after a burst: ten times a client's
 MAX_SASL_FAILURES = 5  # per stream; RFC 6120 §6.4.5 asks for 2 to 5
 MAX_BIND_FAILURES = 10  # per stream; RFC 6120 §7.7.3 asks for 5 to 10
 
@@ -286,6 +293,10 @@ ANSWER_TIMEOUT = 60.0  # for the answer to that question
 RESUMPTION_TIMEOUT = 3600.0  # to come back after a cut (XEP-0198); Monal asks for an hour, Prosody gives 10 minutes
 COMPONENT_PATIENCE = 30.0  # for a component that is away to come back: about as long as its restart takes
 SLICE_SECONDS = 0.005  # of a turn of the loop that long work may take: nobody notices 5 ms
+OUTGOING_TIMEOUT = 120.0  # that a stanza waits for another server, which may just be restarting
+REMOTE_IDLE_TIMEOUT = 600.0  # until an unused stream with another server is closed; as ejabberd
+CONNECT_TIMEOUT = 15.0  # for a connection to one address of another server
+DIALBACK_TIMEOUT = 60.0  # for another server's answer about a dialback key, its own look-ups included
 SHUTDOWN_TIMEOUT = 4.0  # to say goodbye to everybody: service managers get impatient after five
 
 
@@ -2021,6 +2032,27 @@ def read_routes(value: Any) -> dict[str, tuple[str, int]]:
     return routes
 
 
+SECURITIES = ("verified", "encrypted", "plain")  # what is asked of streams with other servers (chapter 23)
+
+
+def read_security(value: Any) -> str:
+    """What is asked of streams with other servers."""
+    if value not in SECURITIES[:2]:
+        raise Unexpected('"verified" (a valid certificate) or "encrypted" (or else dialback, inside TLS)', value)
+    return str(value)
+
+
+def read_securities(value: Any) -> dict[str, str]:
+    """The same for single domains; `"plain"` counts on this machine only."""
+    what = 'domains, each "verified", "encrypted" or "plain", such as { "example.net" = "verified" }'
+    if not isinstance(value, dict):
+        raise Unexpected(what, value)
+    for security in value.values():
+        if security not in SECURITIES:
+            raise Unexpected(what, security)
+    return {read_domain(domain): security for domain, security in value.items()}
+
+
 DAYS_IN = {"day": 1, "week": 7, "month": 30, "year": 365}
 
 
@@ -2142,9 +2174,11 @@ class Limits:
     bytes_per_second: int = bounded(50_000, "bytes", 0)  # from one client, after a burst; Prosody has 10,000
     recipients_per_minute: int = bounded(600, "addresses", 0)  # different ones that one client writes to
 
+    remote_bytes_per_second: int = bounded(REMOTE_BYTES_PER_SECOND, "bytes", 0)  # from one server, on one stream
     room_stanzas_per_minute: int = bounded(ROOM_STANZAS_PER_MINUTE, "stanzas", 0)  # from one person, to all rooms
 
     stanza: int = bounded(MAX_STANZA, "bytes", 10_000)  # RFC 6120 §13.12: not smaller
+    remote_stanza: int = bounded(MAX_REMOTE_STANZA, "bytes", 10_000)  # from another server
     stanza_before_login: int = bounded(MAX_STANZA_BEFORE_LOGIN, "bytes", 2048)  # the longest step of SASL fits
     elements: int = bounded(MAX_ELEMENTS, "elements", 100)
     elements_before_login: int = bounded(MAX_ELEMENTS_BEFORE_LOGIN, "elements", 8)
@@ -2165,6 +2199,8 @@ class Limits:
     directed: int = bounded(MAX_DIRECTED, "addresses", 0)
     offline: int = bounded(MAX_OFFLINE, "messages", 0)
     archive_bytes: int = bounded(MAX_ARCHIVE_BYTES, "bytes", 1024 * 1024)
+    outgoing: int = bounded(MAX_OUTGOING, "stanzas")  # waiting, from one domain to one other
+    outgoing_bytes: int = bounded(MAX_OUTGOING_BYTES, "bytes", 10_000)
     rooms: int = bounded(MAX_ROOMS, "rooms", 0)
     rooms_per_account: int = bounded(MAX_ROOMS_PER_ACCOUNT, "rooms", 0)
     room_occupants: int = bounded(MAX_ROOM_OCCUPANTS, "people")
@@ -2182,6 +2218,8 @@ class Limits:
     answer_timeout: float = timed(ANSWER_TIMEOUT)
     resumption_timeout: float = timed(RESUMPTION_TIMEOUT, 0)  # 0: no session can be resumed
     component_patience: float = timed(COMPONENT_PATIENCE, 0)
+    outgoing_timeout: float = timed(OUTGOING_TIMEOUT)
+    remote_idle_timeout: float = timed(REMOTE_IDLE_TIMEOUT, 10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -2237,6 +2275,9 @@ class Config:
     storage_sync: bool = True
     compat: Compat = field(default_factory=Compat)
     federation_enabled: bool | None = None  # None: by the look of the domain
+    federation_security: str = "encrypted"  # one of `SECURITIES`
+    federation_domains: Mapping[str, str] = field(default_factory=dict)  # the same, for single domains
+    federation_ca: Path | None = None  # further authorities that may certify other servers
     federation_nameservers: tuple[Address, ...] = ()  # none: those of the system
     federation_routes: Mapping[str, tuple[str, int]] = field(default_factory=dict)  # domain to (host, port)
     web_url: str = ""  # "": https://HOST and our own port
@@ -2266,6 +2307,9 @@ CONFIG_KEYS: dict[str, ConfigReader] = {
     "storage.sync": read_boolean,
     **{f"compat.{entry.name}": read_boolean for entry in fields(Compat)},
     "federation.enabled": read_boolean,
+    "federation.security": read_security,
+    "federation.domains": read_securities,
+    "federation.ca": read_path,
     "federation.nameservers": read_nameservers,
     "federation.routes": read_routes,
     "web.url": read_url,
@@ -4476,6 +4520,8 @@ SAN_DNS_NAME = 0x82  # [2]
 SAN_IP_ADDRESS = 0x87  # [7]
 
 OID_SUBJECT_ALT_NAME = "2.5.29.17"
+OID_EXTENDED_KEY_USAGE = "2.5.29.37"
+OID_CLIENT_AUTH = "1.3.6.1.5.5.7.3.2"  # RFC 5280 §4.2.1.12
 OID_XMPP_ADDR = "1.3.6.1.5.5.7.8.5"  # RFC 6120 §13.7.1.4
 OID_SRV_NAME = "1.3.6.1.5.5.7.8.7"  # RFC 4985
 OID_RSASSA_PSS = "1.2.840.113549.1.1.10"  # names its hash in its parameters
@@ -4622,6 +4668,12 @@ class Certificate:
     srv_names: tuple[str, ...]  # such as "_xmpp-client.example.org"
     xmpp_addresses: tuple[str, ...]  # as written, not yet prepared
     ip_addresses: tuple[bytes, ...]  # 4 or 16 octets
+    purposes: tuple[str, ...] = ()  # extended key usages; none: all
+
+    @property
+    def may_call(self) -> bool:
+        """Whether OpenSSL would take it from whoever begins a connection; many authorities issue none such any more."""
+        return not self.purposes or OID_CLIENT_AUTH in self.purposes
 
     def covers(self, domain: str, service: str = "xmpp-client") -> bool:
         """Whether it may speak for `service` at `domain` (RFC 6120 §13.7.1.2.1, RFC 9525 §6).
@@ -4658,8 +4710,8 @@ class Certificate:
         return hashlib.new(name, self.der).digest()
 
 
-def subject_alt_names(fields: Sequence[DERItem]) -> list[DERItem]:
-    """Return the GeneralNames among the last fields of a TBSCertificate (RFC 5280 §4.2.1.6); raises ValueError."""
+def find_extension(fields: Sequence[DERItem], oid: str) -> list[DERItem]:
+    """Return the items of an extension among the last fields of a TBSCertificate, none without; raises ValueError."""
     found: list[list[DERItem]] = []
     for field_ in fields:
         if field_.tag != DER_EXTENSIONS:
@@ -4667,11 +4719,11 @@ def subject_alt_names(fields: Sequence[DERItem]) -> list[DERItem]:
         [extensions] = der_items(field_.content)
         for extension in der_inside(extensions, DER_SEQUENCE):
             identifier, *_critical, value = der_inside(extension, DER_SEQUENCE)
-            if der_oid(identifier) == OID_SUBJECT_ALT_NAME:
+            if der_oid(identifier) == oid:
                 [inner] = der_inside(value, DER_OCTET_STRING)
                 found.append(der_inside(inner, DER_SEQUENCE))
     if len(found) > 1:
-        raise ValueError("two subjectAltName extensions")  # RFC 5280 §4.2: at most one of a kind
+        raise ValueError(f"two extensions {oid}")  # RFC 5280 §4.2: at most one of a kind
     return found[0] if found else []
 
 
@@ -4710,7 +4762,7 @@ def read_certificate(der: bytes) -> Certificate:
         del fields[0]
     _serial, _algorithm, _issuer, validity, _subject, _key, *rest = fields
     not_before, not_after = der_inside(validity, DER_SEQUENCE)
-    names = subject_alt_names(rest)
+    names = find_extension(rest, OID_SUBJECT_ALT_NAME)  # GeneralNames (RFC 5280 §4.2.1.6)
     others = [der_inside(name, SAN_OTHER_NAME) for name in names if name.tag == SAN_OTHER_NAME]
     return Certificate(
         der=der,
@@ -4721,6 +4773,7 @@ def read_certificate(der: bytes) -> Certificate:
         srv_names=other_names(others, OID_SRV_NAME, DER_IA5_STRING),
         xmpp_addresses=other_names(others, OID_XMPP_ADDR, DER_UTF8_STRING),
         ip_addresses=tuple(name.content for name in names if name.tag == SAN_IP_ADDRESS),
+        purposes=tuple(map(der_oid, find_extension(rest, OID_EXTENDED_KEY_USAGE))),
     )
 
 
@@ -5239,6 +5292,48 @@ def server_context(
     return context
 
 
+def trust(context: ssl.SSLContext, authorities: Path) -> None:
+    """Have a context trust the authorities in this file, too; raises ConfigError."""
+    try:
+        context.load_verify_locations(authorities)
+    except OSError as problem:  # SSLError too
+        raise ConfigError(f"{authorities}: expected authorities in PEM form ({problem.strerror})") from problem
+
+
+class PeerTLS(NamedTuple):
+    """How TLS is to begin between this server and that of `domain`."""
+
+    domain: str
+    calling: bool  # we began the connection
+    verify: bool  # only with a certificate of an authority that we know; else nobody's certificate is looked at
+    direct: bool = False  # without STARTTLS (XEP-0368)
+
+
+def peer_context(certificate: Path, key: Path, way: PeerTLS, authorities: Path | None) -> HostContext:
+    """Return a context for streams between servers (RFC 6120 §13.7.2); raises ConfigError.
+
+    It verifies the path to an authority that the system knows, or one in the file
+    `authorities`; the names are the caller's to compare, since Python knows neither SRV-ID
+    nor XmppAddr. Who calls us without a certificate is let in.
+    """
+    context = HostContext(ssl.PROTOCOL_TLS_CLIENT if way.calling else ssl.PROTOCOL_TLS_SERVER)
+    context.certificate = load_certificate(certificate)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(TLS_CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if way.verify:
+        context.verify_mode = ssl.CERT_REQUIRED if way.calling else ssl.CERT_OPTIONAL
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+        if authorities is not None:
+            trust(context, authorities)
+    if way.direct or not way.calling:
+        context.set_alpn_protocols(["xmpp-server"])  # XEP-0368 §3
+    load_key(context, certificate, key)
+    return context
+
+
 def file_stamp(path: Path) -> tuple[int, ...]:
     """Return numbers that differ when a file was replaced or rewritten; () if there is none."""
     try:
@@ -5306,11 +5401,26 @@ class Certificates:
         self._files = self._find_files()
         self._stamps = self._read_stamps()
         self._contexts = self._load()
+        self._peer_contexts: dict[tuple[tuple[Path, Path], PeerTLS], HostContext] = {}
         self._loaded_at = time.monotonic()
 
     def context(self, host: str = "", protocol: str = "xmpp-client") -> HostContext:
         """Return the context for a stream to `host`; for a name we don't serve, that of the first host."""
         return self._contexts[self._host_for(host) or self.config.hosts[0], protocol]
+
+    def peer_context(self, host: str, way: PeerTLS) -> HostContext:
+        """Return the context for a stream between `host` and another server; made when first wanted."""
+        pair = self._files[self._host_for(host) or self.config.hosts[0]]
+        key = pair, way._replace(domain="")
+        if key not in self._peer_contexts:
+            context = self._peer_contexts[key] = peer_context(*pair, way, self.config.federation_ca)
+            if way.direct and not way.calling:
+                context.sni_callback = lambda sock, name, _context: self._choose_peer(sock, name or "", way)
+        return self._peer_contexts[key]
+
+    def _choose_peer(self, sock: ssl.SSLSocket | ssl.SSLObject, name: str, way: PeerTLS) -> None:
+        if host := self._host_for(name):
+            sock.context = self.peer_context(host, way)
 
     def direct_context(self, protocol: str = "xmpp-client") -> HostContext:
         """Return the context for direct TLS (XEP-0368), where only SNI can say which host is meant."""
@@ -5344,6 +5454,7 @@ class Certificates:
             self._stamps = self._read_stamps()  # say it once, and try again when something has changed
             log.error("%s; the certificates in use stay", problem)
             return False
+        self._peer_contexts.clear()
         self._loaded_at = time.monotonic()
         return True
 
@@ -5390,6 +5501,8 @@ class Certificates:
 
     def _load(self) -> dict[tuple[str, str], HostContext]:
         """Return new contexts for all hosts; raises ConfigError."""
+        if self.config.federation_ca is not None:
+            trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self.config.federation_ca)  # is it readable?
         loaded: dict[tuple[tuple[Path, Path], str], HostContext] = {}
         contexts = {}
         for protocol in self.protocols:
@@ -6160,7 +6273,7 @@ class Transport(Protocol):
         """Return the channel bindings of this connection by type (RFC 5929, RFC 9266); empty without TLS."""
 
     def peer_certificate(self) -> bytes | None:
-        """Return the verified client certificate as DER, if there is one."""
+        """Return the peer's verified certificate as DER, if there is one."""
 
 
 class Stream(ABC):
@@ -6172,6 +6285,7 @@ class Stream(ABC):
 
     content_namespace: ClassVar[Namespace] = CLIENT
     stream_prefix: ClassVar[str] = ""  # how `stream:` is declared where no header does (chapter 24)
+    header_namespaces: ClassVar[str] = f"xmlns='{CLIENT}' xmlns:stream='{STREAMS}'"
 
     def __init__(self, server: Server, transport: Transport) -> None:
         self.server = server
@@ -6300,9 +6414,13 @@ class Stream(ABC):
             host = JID.parse(to).domain if to else self._default_host()
         except StanzaError:
             raise StreamError("improper-addressing") from None
-        if host not in self.server.config.hosts:
+        if not self.serves(host):
             raise StreamError("host-unknown")  # §4.9.3.6
         self.host = host
+
+    def serves(self, host: str) -> bool:
+        """Whether such streams may be opened to this domain."""
+        return host in self.server.config.hosts
 
     def _default_host(self) -> str:
         """§4.7.2: a missing `to` can only mean the one domain there is."""
@@ -6323,8 +6441,7 @@ class Stream(ABC):
         self._write_header(Element("stream:stream", attributes))
 
     def _write_header(self, header: Element) -> None:
-        namespaces = f"xmlns='{self.content_namespace}' xmlns:stream='{STREAMS}'"
-        self._write(f"<?xml version='1.0'?><stream:stream {namespaces}{_attributes(header)}>")
+        self._write(f"<?xml version='1.0'?><stream:stream {self.header_namespaces}{_attributes(header)}>")
 
     def _write_footer(self) -> None:
         self._write("</stream:stream>")
@@ -6990,6 +7107,7 @@ class Connection:
         self._socket = sock
         self._stream: Carried | None = None
         self._protocol = "xmpp-client"  # what it carries, by the name that ALPN has for it
+        self.refused_certificate = False
         self._fresh: list[bytes] = []  # written in this turn
         self._ready: list[bytes] = []  # may go out at the end of this turn
         self._waiting: list[tuple[int, bytes]] = []  # (journal position, bytes): goes out when that is synced
@@ -7001,6 +7119,7 @@ class Connection:
         # What to do when the socket is ready. Not a bound method: a connection that refers to itself outlives its
         # end until a full garbage collection, for which everybody would have to wait.
         self._step: Callable[[Connection], None] = Connection._read
+        self._peer_tls: PeerTLS | None = None
         self._tls_host = ""  # set while TLS is to begin, then the host whose certificate was asked for
         self._closing = False
         self._closed = False
@@ -7026,6 +7145,12 @@ class Connection:
         """Let the stream doze if it has heard nothing since then, by the loop's clock; tell whether it just did so."""
         stream = self._stream
         return isinstance(stream, Stream) and stream.heard_at < since and stream.parser.doze()
+
+    def speak_with_server(self, rate: float) -> None:
+        """Carry a stream with another server, which has a rate of its own; its first byte may be that of TLS."""
+        self._protocol = "xmpp-server"
+        self._bucket = TokenBucket(rate, rate * BURST_SECONDS, self.network.loop.now)
+        self._step = Connection._listen_for_tls
 
     # -- output
 
@@ -7144,6 +7269,23 @@ class Connection:
         if not self._closed and (events & selectors.EVENT_READ or self._step is not Connection._read):
             self._step(self)
 
+    @property
+    def _is_stranger(self) -> bool:
+        return self._stream is not None and self._stream.is_stranger
+
+    def _listen_for_tls(self) -> None:
+        """XEP-0368 §3 on the port of STARTTLS: a handshake begins with a byte that no XML begins with."""
+        try:
+            first = self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            return self._lost(error)
+        self._step = Connection._read
+        if first != b"\x16":
+            return self._read()
+        self.start_tls("", PeerTLS("", calling=False, verify=self.network.asks(self.peer), direct=True))
+
     def _read(self) -> None:
         try:
             data = self._socket.recv(READ_SIZE)
@@ -7210,9 +7352,10 @@ class Connection:
 
     # -- TLS
 
-    def start_tls(self, host: str) -> None:
+    def start_tls(self, host: str, peer: PeerTLS | None = None) -> None:
         """Begin TLS with the certificate of `host` once everything written is out."""
-        self._tls_host = host
+        self._tls_host = host or self.network.config.hosts[0]
+        self._peer_tls = peer
         self.pause()  # what comes now is no text any more
         if not self._size:
             self._begin_handshake()
@@ -7223,13 +7366,18 @@ class Connection:
 
     def _begin_handshake(self) -> None:
         self._wait_for(0)
-        context = self.network.certificates.context(self._tls_host, self._protocol)
+        certificates, peer = self.network.certificates, self._peer_tls
+        calling = peer is not None and peer.calling
+        name = ascii_domain(peer.domain) if peer is not None and calling else None  # for SNI
         try:
-            self._socket = context.wrap_socket(self._socket, server_side=True, do_handshake_on_connect=False)
+            context = (certificates.context(self._tls_host, self._protocol) if peer is None
+                       else certificates.peer_context(self._tls_host, peer))  # fmt: skip
+            self._socket = context.wrap_socket(
+                self._socket, server_side=not calling, server_hostname=name, do_handshake_on_connect=False)  # fmt: skip
         except OSError as error:  # the peer has gone meanwhile
             return self._lost(error)
         self._step = Connection._handshake
-        self._events = selectors.EVENT_READ
+        self._events = selectors.EVENT_WRITE if calling else selectors.EVENT_READ  # it is for who calls to begin
         self.network.loop.register(self._socket, self._events, self._on_ready)
 
     def _handshake(self) -> None:
@@ -7243,6 +7391,7 @@ class Connection:
         except ssl.SSLWantWriteError:
             return self._wait_for(selectors.EVENT_WRITE)
         except OSError as error:
+            self.refused_certificate = isinstance(error, ssl.SSLCertVerificationError)
             return self._lost(error)  # no closing tag may follow a failed handshake (RFC 6120 §5.4.3.2)
         self.secure = True
         self._step = Connection._read
@@ -7268,9 +7417,11 @@ class Connection:
         return channel_bindings(self._socket)
 
     def peer_certificate(self) -> bytes | None:
-        """Return the verified client certificate as DER."""
+        """Return the peer's verified certificate as DER."""
         if not isinstance(self._socket, ssl.SSLSocket) or not self.secure:
             return None
+        if self._socket.context.verify_mode == ssl.CERT_NONE:
+            return None  # nobody has looked at it
         return self._socket.getpeercert(binary_form=True)
 
     # -- the end
@@ -7417,6 +7568,7 @@ class Network:
         self.listeners: dict[tuple[str, Address], Listener] = {}  # by purpose and configured address
         self.waiting: set[Connection] = set()  # those whose output waits for the journal
         self.protocols: Mapping[str, Callable[[Connection], Carried]] = {}  # see `Server.protocols`
+        self.asks: Callable[[str], bool] = lambda peer: False  # whether to ask servers at an address for certificates
         self._per_address: Counter[str] = Counter()
         self._attempts = Allowances(config.limits.connections_per_minute, loop.now)
         self._handshakes = 0
@@ -7463,6 +7615,39 @@ class Network:
         self._sweeping = self._sweeping or self.loop.call_later(SILENCE, self._sweep)
         self._crowd = max(self._crowd, len(self.connections))
         listener.accepted(connection)
+
+    def dial(self, address: str, port: int, make: Callable[[Connection], Carried],
+             failed: Callable[[], None]) -> None:  # fmt: skip
+        """Connect to another server and carry what `make` gives; or call `failed`. Either in a later turn."""
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            error = sock.connect_ex((address, port))
+        except (OSError, ValueError, OverflowError):
+            error = errno.EINVAL
+        if error not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK, getattr(errno, "WSAEWOULDBLOCK", 0)):
+            sock.close()
+            return self.loop.post(failed)
+
+        def done(events: int = 0) -> None:
+            timer.cancel()
+            self.loop.unregister(sock)
+            if not events or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self.loop.run_last(sock.close)
+                return failed()
+            self._dialled(sock, address, make)
+
+        self.loop.register(sock, selectors.EVENT_WRITE, done)
+        timer = self.loop.call_later(CONNECT_TIMEOUT, done)
+
+    def _dialled(self, sock: socket.socket, address: str, make: Callable[[Connection], Carried]) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # else a peer that is gone without a word is noticed after 15 minutes
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(ANSWER_TIMEOUT * 1000))
+        self._per_address[limited_address(address)] += 1
+        connection = Connection(self, sock, address)
+        self.connections.add(connection)
+        connection.carry(make(connection))
 
     def forget(self, connection: Connection) -> None:
         """A connection is over."""
@@ -7861,6 +8046,9 @@ class Feature:
 
     def listening(self, opened: Sequence[tuple[str, Address]]) -> None:
         """Event: the listeners are open, each with its purpose and real port; again after each reload."""
+
+    def domain_lost(self, domain: str) -> None:
+        """Event: another server, or a component, cannot be reached any more."""
 
     def shutting_down(self) -> None:
         """Event: the server is about to end all streams."""
@@ -8365,6 +8553,7 @@ LISTENERS: Mapping[str, Listening] = {  # by the names in `[listen]`
     "lab": Listening("xmpp-client", False),
     "component": Listening("component", False),  # chapter 23; ALPN knows no such protocol, there is no TLS
     "web": Listening("http/1.1", True),  # chapter 24
+    "server": Listening("xmpp-server", False),  # chapter 23
 }
 MAX_SLICED = 8  # long questions of other servers' users at the same time
 
@@ -8413,6 +8602,7 @@ class Server:
         self._sessions: dict[JID, tuple[Session, ...]] = {}  # by account, in the order in which they were bound
         self._bound: dict[JID, Session] = {}  # by full JID
         self._questions: dict[tuple[str, str], Question] = {}
+        self.abroad: Callable[[str], Domain | None] = lambda name: None  # finds what is not here (chapter 23)
         # What new connections carry, by protocol; a feature may add its own.
         self.protocols: dict[str, Callable[[Connection], Carried]] = {"xmpp-client": self._client_stream}
         self._sliced = 0  # requests of other servers' users that are being answered in slices
@@ -8652,10 +8842,26 @@ class Server:
 
     def route(self, stanza: Stanza, to: JID) -> None:
         """Hand a stanza to the domain of its address (RFC 6120 §10); raises StanzaError."""
-        domain = self.domains.get(to.domain)
+        domain = self.domains.get(to.domain) or self.abroad(to.domain)
         if domain is None:
             raise StanzaError("remote-server-not-found")
         domain.receive(stanza, to)
+
+    def reaches(self, domain: str) -> bool:
+        """Whether there may be a way to a domain, here or elsewhere."""
+        return domain in self.domains or self.abroad(domain) is not None
+
+    def receive_from(self, stanza: Stanza, to: JID) -> None:
+        """Take a stanza for a domain here from a server or component whose right to its `from` is proven."""
+        try:
+            if stanza.tag == IQ:
+                check_iq(stanza)
+            self.domains[to.domain].receive(stanza, to)
+        except StanzaError as error:
+            self.refuse(stanza, error)
+        except Exception:  # a bug in one handler costs one stanza
+            log.exception("%s: unexpected error", stanza.get("from"))
+            self.refuse(stanza, StanzaError("internal-server-error"))
 
     def emit(self, stanza: Stanza) -> None:
         """Route a stanza of the server's own making; if that fails, nobody hears of it."""
@@ -9233,7 +9439,7 @@ class Subscriptions(Feature):
         if contact == owner:
             raise StanzaError("not-allowed", "nobody subscribes to themselves")
         type = stanza.attrib["type"]
-        if type == "subscribe" and contact.domain not in self.server.domains:
+        if type == "subscribe" and not self.server.reaches(contact.domain):
             raise StanzaError("remote-server-not-found")  # §3.1.2: before anything is changed
         old = self.relation(owner, contact)
         new = OUTBOUND[type].get(old, old)
@@ -16830,6 +17036,1214 @@ class Resolver:
                         "package dnspython is missing; get it with: python3 -m pip install dnspython")  # fmt: skip
 
 
+# -- streams between servers (RFC 6120 §4 to §6, §13.7; XEP-0220, XEP-0178)
+#
+# How one server gets in with another. Whoever has something to send calls; C is the caller,
+# the initiating server, S the receiving one:
+#
+#     C: <stream:stream from='a.example' to='b.example' …>      S: features: starttls
+#     C: <starttls/>      S: <proceed/>                         … TLS, new streams, features
+#     C: <auth mechanism='EXTERNAL'>…</auth>   S: <success/>    if TLS has shown a certificate
+#     C: <db:result from='a.example' to='b.example'>KEY</db:result>       or else dialback:
+#         S calls the server that DNS names for a.example, perhaps C itself, and asks there:
+#         S: <db:verify from='b.example' to='a.example' id='…'>KEY</db:verify>
+#         A: <db:verify from='a.example' to='b.example' id='…' type='valid'/>
+#     S: <db:result from='b.example' to='a.example' type='valid'/>
+#
+# Then stanzas flow from C to S. Those from S to C take another stream, which S opens, unless
+# C said <bidi/> (XEP-0288). Each server may play all four parts of dialback at once, and
+# one stream may carry several pairs of domains, each proven for itself. Where the code says
+# *theirs* and *ours*, it means the domain at the other end and the one here.
+#
+# Shall S ask C for a certificate? Python's TLS cannot ask and go on when what it gets is no
+# good: the connection ends, and C's people get errors. And many authorities no longer issue
+# certificates that a caller may show. So S first calls C's domain itself, which it has to do
+# anyway in order to answer: only if the certificate found there is good, and good for
+# callers, does it ask for one. Otherwise dialback runs inside TLS, over a stream to a server
+# whose certificate is then known to be good or not, which is what the policy goes by.
+
+MAX_PAIRS = 100  # pairs of domains on one stream, each of which costs a look-up and a connection
+MAX_ROUTES = 5000  # pairs of domains between which something flows
+MAX_REMEMBERED = 1000  # other servers of which it is remembered whether their certificates are good for calling
+REMEMBERED_LIFE = 3600.0  # seconds; then one may have a new certificate
+VISIT_TIMEOUT = 10.0  # seconds that a caller waits for `proceed` while its own domain is called
+MAX_BACK_OFF = 60.0  # seconds between two attempts to reach a server (RFC 6120 §3.3)
+FORGET_DELAY = 1.0  # seconds until what has arrived is taken off the disk: many at once
+LASTING = frozenset({"message normal", "message chat", "presence subscribe", "presence subscribed"})  # kept on disk
+
+
+def federates(config: Config, domain: str) -> bool:
+    """Whether a domain talks to other servers: by default, if its name means something to them."""
+    if config.federation_enabled is not None:
+        return config.federation_enabled
+    return "." in domain and not domain.endswith((".local", ".localhost")) and not ip_octets(domain)
+
+
+def dialback_key(secret: bytes, receiving: str, originating: str, id: str) -> str:
+    """Return the key for a stream with this id (XEP-0185 §2); the blanks keep `a.tld b` and `a.tl db` apart."""
+    text = f"{receiving} {originating} {id}"
+    return hmac.digest(hashlib.sha256(secret).hexdigest().encode(), text.encode(), "sha256").hex()
+
+
+def dialback_pair(element: Element) -> tuple[str, str]:
+    """Return the domains that a dialback element comes from and goes to; raises StreamError."""
+    try:
+        sender, to = (JID.parse(element.attrib[name]) for name in ("from", "to"))
+    except (KeyError, StanzaError):
+        raise StreamError("improper-addressing") from None
+    return sender.domain, to.domain
+
+
+class ServerTransport(Transport, Protocol):
+    """What carries a stream between servers: TCP, where TLS may begin in more than one way."""
+
+    refused_certificate: bool  # TLS failed because the peer's certificate didn't verify
+
+    def start_tls(self, host: str, peer: PeerTLS | None = None) -> None:
+        """Begin TLS as `host` once everything written is out; `peer` says how."""
+
+
+class DialbackRequest(NamedTuple):
+    """What we have asked, and what an answer must fit (S70): a key of ours (`result`), or one to be verified."""
+
+    kind: str
+    theirs: str
+    ours: str
+    id: str = ""  # of the stream that the key was made for; for `verify`
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A stanza on its way to another server, until that has it."""
+
+    stanza: Stanza
+    data: bytes  # as it goes out
+    since: float  # the loop's seconds
+    lasting: bool  # it is in the log
+
+
+class ServerStream(Stream):
+    """A stream with another server: what both ends do alike.
+
+    That is dialback with its four parts, the checks of what comes in (RFC 6120 §8.1.1.2,
+    §8.1.2.2), and counting what has arrived (XEP-0198, without resumption: what is not
+    acknowledged goes out again on the next stream).
+    """
+
+    content_namespace = SERVER
+    header_namespaces = f"xmlns='{SERVER}' xmlns:stream='{STREAMS}' xmlns:db='{DIALBACK}'"
+
+    transport: ServerTransport
+
+    def __init__(self, federation: Federation, transport: ServerTransport) -> None:
+        self.federation = federation
+        self.remote = ""  # the domain that the other end claims to be, or that we have called
+        self.certificate: Certificate | None = None  # of the peer, issued by an authority that we know
+        self.authenticated = ""  # their domain, by SASL: it may write to every domain here
+        self.proven: set[tuple[str, str]] = set()  # (theirs, ours): what may come in
+        self.claims: set[tuple[str, str]] = set()  # those that are being verified
+        self.asked: dict[DialbackRequest, tuple[Callable[[str], None], Timer]] = {}  # what waits for a verdict
+        self.bidirectional = False
+        self.calling = False
+        self.used_at = 0.0
+        self.sent: deque[tuple[OutgoingRoute, Waiting]] = deque()  # not yet confirmed
+        self.sent_count = 0
+        self.handled: int | None = None  # stanzas that came in since XEP-0198 was enabled
+        self.confirms = False  # so does the peer, by XEP-0198; if not, the kernel's word has to do
+        self._acknowledged = 0  # by its last count
+        self._question: Timer | None = None  # it has been asked for its count
+        self._will_ask = False
+        self._expiry: Timer | None = None
+        super().__init__(federation.server, transport)
+        federation.streams.add(self)
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.transport.peer}"
+
+    @property
+    def name(self) -> str:
+        """The other end's domain, as far as it is known."""
+        return self.remote or "another server"
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether the other end has not yet proven anything."""
+        return not (self.calling or self.proven or self.authenticated)
+
+    def serves(self, host: str) -> bool:
+        """Rooms and components have streams of their own, too."""
+        return self.federation.serves(host)
+
+    def certifies(self, domain: str) -> bool:
+        """Whether the peer's certificate speaks for a domain (RFC 6120 §13.7.2, RFC 9525)."""
+        return self.certificate is not None and self.certificate.covers(domain, "xmpp-server")
+
+    def _make_parser(self) -> StreamParser:
+        limits = self.server.config.limits
+        if self.is_stranger:
+            return StreamParser(SERVER, max_stanza=limits.stanza_before_login,
+                                max_elements=limits.elements_before_login)  # fmt: skip
+        return StreamParser(SERVER, max_stanza=limits.remote_stanza, max_elements=limits.elements)
+
+    def tls_established(self) -> None:
+        """TLS is up: what was said before counts for nothing."""
+        self.paused = False
+        der = self.transport.peer_certificate()
+        try:
+            self.certificate = read_certificate(der) if der else None
+        except ValueError as error:
+            log.info("%s: a certificate that cannot be read: %s", self, error)
+        self.restart(b"")
+
+    def established(self) -> None:
+        """Stanzas may flow: from here on the stream ends when it is idle, or when the certificate does."""
+        limits = self.server.config.limits
+        self.parser.max_stanza, self.parser.max_elements = limits.remote_stanza, limits.elements
+        self._deadline.cancel()
+        self._deadline = self.server.loop.call_later(limits.remote_idle_timeout, self._check_idle)
+        if self.certificate is not None and self._expiry is None:  # RFC 6120 §13.7.2.3
+            left = (self.certificate.not_after - datetime.now(UTC)).total_seconds()
+            self._expiry = self.server.loop.call_later(left, lambda: self.fail(StreamError("reset")))
+
+    def _check_idle(self) -> None:
+        timeout = self.server.config.limits.remote_idle_timeout
+        idle = self.server.loop.now() - max(self.heard_at, self.used_at)
+        if idle >= timeout and not self.sent:
+            return self.close()
+        self._deadline = self.server.loop.call_later(max(1.0, timeout - idle), self._check_idle)
+
+    # -- what comes in
+
+    def element(self, element: Element) -> None:
+        """Pass a stanza on if its addresses may be those; anything else is a step of the negotiation."""
+        if isinstance(element, Stanza):
+            return self._take(element)
+        step = SERVER_NEGOTIATION[self.calling].get(element.tag)
+        if step is None:
+            raise StreamError("unsupported-stanza-type")
+        step(self, element)
+
+    def _take(self, stanza: Stanza) -> None:
+        try:
+            sender, to = (JID.parse(stanza.attrib[name]) for name in ("from", "to"))
+        except (KeyError, StanzaError):
+            raise StreamError("improper-addressing") from None  # RFC 6120 §4.9.3.7
+        if (sender.domain, to.domain) not in self.proven:
+            self._check_right(sender.domain, to.domain)
+        if self.lang and XML_LANG not in stanza.attrib:
+            stanza.set(XML_LANG, self.lang)
+        self.server.receive_from(stanza, to)
+        if self.handled is not None:
+            self.handled = (self.handled + 1) % 2**32
+
+    def _check_right(self, theirs: str, ours: str) -> None:
+        """RFC 6120 §8.1.2.2, §8.1.1.2: the sender's domain is proven, and the other one is here; never relayed."""
+        proven = {pair[0] for pair in self.proven} | {self.authenticated} - {""}
+        if not proven:
+            raise StreamError("not-authorized")  # XEP-0220 §2.2.1: nothing comes before the proof
+        if theirs not in proven:
+            raise StreamError("invalid-from")
+        if not self.serves(ours):
+            raise StreamError("host-unknown")
+        if theirs != self.authenticated:
+            raise StreamError("invalid-from", "proven for another domain here")
+        self.proven.add((theirs, ours))
+
+    def peer_failed(self, element: Element) -> None:
+        """`<stream:error/>`: the peer ends the stream, and so do we (RFC 6120 §4.9.1.1)."""
+        condition = local_name(element[0].tag) if len(element) else "undefined-condition"
+        log.info("%s: ended by the other server with %s", self, condition)
+        self.close()
+
+    # -- what goes out
+
+    def deliver(self, route: OutgoingRoute, waiting: Waiting) -> None:
+        """Send a stanza that this stream has been proven for; the route hears of it when it has arrived."""
+        if self.server.trace is not None:
+            self.server.trace.said(self, waiting.stanza)
+        self.sent.append((route, waiting))
+        self.sent_count += 1
+        self.transport.write(waiting.data)
+        if not self._will_ask:
+            self._will_ask = True
+            self.server.loop.run_last(self._ask_for_confirmation)
+
+    def _ask_for_confirmation(self) -> None:
+        """At the end of a turn, once for all that was sent in it."""
+        self._will_ask = False
+        self.used_at = self.server.loop.now()
+        if self.state is StreamState.CLOSED or not self.sent:
+            return
+        if not self.confirms:
+            self.transport.when_sent(functools.partial(self._confirm_up_to, self.sent_count))
+        elif self._question is None:
+            self.send_element(E(SM("r")))
+            timeout = self.server.config.limits.answer_timeout
+            self._question = self.server.loop.call_later(timeout, self._too_slow)
+
+    def _confirm_up_to(self, count: int) -> None:
+        if not self.confirms:
+            self._confirm(count - (self.sent_count - len(self.sent)))
+
+    def _confirm(self, count: int) -> None:
+        for _ in range(count):
+            route, waiting = self.sent.popleft()
+            route.arrived(waiting)
+
+    def send_dialback(self, name: str, pair: tuple[str, str], key: str = "", *children: Element, **more: str) -> None:
+        """Send `<db:result/>` or `<db:verify/>` from one domain to another; old servers insist on the prefix."""
+        element = E(f"db:{name}", {"from": pair[0], "to": pair[1], **more}, key, *children)
+        self._write(serialize(element))
+
+    def send_dialback_error(self, name: str, pair: tuple[str, str], condition: str, **more: str) -> None:
+        """§2.5: what went wrong is not the key; the stream goes on."""
+        kind = STANZA_CONDITIONS[condition].kind if condition in STANZA_CONDITIONS else "cancel"
+        error = E("error", {"type": kind}, E(STANZA_ERRORS(condition)))
+        self.send_dialback(name, pair, "", error, type="error", **more)
+
+    # -- dialback, receiving: is the other end what it says?
+
+    def take_result(self, element: Element) -> None:
+        """`<db:result/>`: a key to be verified, or the answer to ours. What nobody has asked for is ignored (S70)."""
+        pair = dialback_pair(element)
+        type = element.get("type")
+        if type is None:
+            if not self.calling or self.bidirectional:
+                self._claim(pair, (element.text or "").strip())
+        else:
+            self._decide(DialbackRequest("result", *pair), type if type in ("valid", "invalid") else "error")
+
+    def _claim(self, pair: tuple[str, str], key: str) -> None:
+        theirs, ours = pair
+        condition = self._objection(theirs, ours)
+        if condition:
+            return self.send_dialback_error("result", (ours, theirs), condition)
+        if pair in self.proven or self.certifies(theirs):  # "dialback without dialling back" (§1.2)
+            return self._prove(pair)
+        if pair not in self.claims:
+            self.claims.add(pair)
+            self.federation.route(ours, theirs).visit(functools.partial(self._verify, pair, self.id, key))
+
+    def _objection(self, theirs: str, ours: str) -> str:
+        """Return why a claim is not even looked into (§2.5, table 1), "" if nothing speaks against it."""
+        if not self.serves(ours):
+            return "item-not-found"
+        if not self.transport.secure and not self.federation.may_be_plain(theirs, self.transport):
+            return "policy-violation"
+        if theirs in self.server.domains or not self.federation.reaches(theirs):
+            return "not-acceptable"
+        return "resource-constraint" if len(self.proven) + len(self.claims) >= MAX_PAIRS else ""
+
+    def _verify(self, pair: tuple[str, str], id: str, key: str, found: OutgoingStream | str) -> None:
+        """§2.1.2: ask the authoritative server, if there is a way to it."""
+        if isinstance(found, str):
+            return self._verified(pair, found)
+        if self.federation.security(pair[0]) == "verified" and not found.certifies(pair[0]):
+            return self._verified(pair, "not-authorized")
+        found.check(pair, id, key, functools.partial(self._verified, pair))
+
+    def _verified(self, pair: tuple[str, str], verdict: str) -> None:
+        """Pass the verdict on: `valid`, `invalid`, or the condition of an error."""
+        if self.state is StreamState.CLOSED or pair not in self.claims:
+            return
+        self.claims.discard(pair)
+        back = (pair[1], pair[0])
+        if verdict == "valid":
+            self._prove(pair)
+        elif verdict != "invalid":
+            log.info("%s: cannot verify that it is %s: %s", self, pair[0], verdict)
+            self.send_dialback_error("result", back, verdict)
+        elif self.proven or self.authenticated:  # §2.2.1: the other pairs go on
+            log.warning("%s: it is not %s", self, pair[0])
+            self.send_dialback_error("result", back, "forbidden")
+        else:
+            log.warning("%s: it is not %s", self, pair[0])
+            self.send_dialback("result", back, type="invalid")
+            self.close()
+
+    def _prove(self, pair: tuple[str, str]) -> None:
+        self.proven.add(pair)
+        self.remote = self.remote or pair[0]
+        self.established()
+        self.send_dialback("result", (pair[1], pair[0]), type="valid")
+        if self.bidirectional and not self.calling:
+            self.federation.route(pair[1], pair[0]).use(self)
+
+    # -- dialback, asking and answering for others
+
+    def check(self, pair: tuple[str, str], id: str, key: str, then: Callable[[str], None]) -> None:
+        """Ask the authoritative server for `theirs` about a key (§2.1.2); `then` gets its verdict."""
+        self._ask(DialbackRequest("verify", *pair, id), key, then)
+
+    def ask(self, route: OutgoingRoute) -> None:
+        """Send a key, so that stanzas of this route may follow (§2.1.1)."""
+        key = dialback_key(self.federation.secret, route.remote, route.local, self.id)
+        then = functools.partial(route.answered, self)
+        self._ask(DialbackRequest("result", route.remote, route.local), key, then)
+
+    def _ask(self, request: DialbackRequest, key: str, then: Callable[[str], None]) -> None:
+        give_up = functools.partial(self._decide, request, "remote-server-timeout")
+        self.asked[request] = (then, self.server.loop.call_later(DIALBACK_TIMEOUT, give_up))
+        more = {"id": request.id} if request.id else {}
+        self.send_dialback(request.kind, (request.ours, request.theirs), key, **more)
+
+    def _decide(self, request: DialbackRequest, verdict: str) -> None:
+        """Take a verdict; what nobody has asked for is ignored, whatever it says."""
+        if request in self.asked:
+            then, timer = self.asked.pop(request)
+            timer.cancel()
+            then(verdict)
+
+    def take_verify(self, element: Element) -> None:
+        """`<db:verify/>`: a question about a key that was perhaps ours (§2.2.2), or the answer to one (§2.1.2)."""
+        theirs, ours = dialback_pair(element)
+        type, id = element.get("type"), element.get("id", "")
+        if type is not None:
+            verdict = type if type in ("valid", "invalid") else "remote-server-not-found"  # §2.5
+            self._decide(DialbackRequest("verify", theirs, ours, id), verdict)
+        elif self.calling and not self.bidirectional:
+            log.info("%s: asks for a verdict in the wrong direction", self)
+        elif not self.serves(ours):
+            self.send_dialback_error("verify", (ours, theirs), "item-not-found", id=id)
+        elif not self.transport.secure and not self.federation.may_be_plain(theirs, self.transport):
+            self.send_dialback_error("verify", (ours, theirs), "policy-violation", id=id)
+        else:
+            key = dialback_key(self.federation.secret, theirs, ours, id)
+            is_ours = hmac.compare_digest(key.encode(), (element.text or "").strip().encode())
+            self.send_dialback("verify", (ours, theirs), id=id, type="valid" if is_ours else "invalid")
+
+    def accepted(self, route: OutgoingRoute) -> None:
+        """The peer accepts what the route sends."""
+
+    # -- counting (XEP-0198)
+
+    def enable(self, element: Element) -> None:
+        """`<enable/>`: count from here on; whoever has not proven anything has nothing to count (§3)."""
+        if self.is_stranger or self.handled is not None:
+            return self.send_element(E(SM("failed"), None, E(STANZA_ERRORS("unexpected-request"))))
+        self.handled = 0
+        self.send_element(E(SM("enabled")))
+        if self.bidirectional and not self.sent:
+            self.confirms = True
+
+    def enabled(self, element: Element) -> None:
+        """`<enabled/>`: the peer counts, and so do we; the stanzas behind our `<enable/>` are those that count."""
+        if self.handled is None and self.calling:
+            self.handled = 0
+
+    def not_enabled(self, element: Element) -> None:
+        """`<failed/>`: then the kernel's word has to do."""
+        self.confirms = False
+        self._ask_for_confirmation()
+
+    def report(self, element: Element) -> None:
+        """`<r/>`: say how many stanzas were handled; this waits for the disk as everything does."""
+        if self.handled is not None:
+            self.send_element(E(SM("a"), {"h": str(self.handled)}))
+
+    def acknowledged(self, element: Element) -> None:
+        """`<a h='…'/>`: so many have arrived; the count wraps at 2³² (§4)."""
+        text = element.get("h", "")
+        if not self.confirms or not (text.isascii() and text.isdigit()):
+            return
+        if self._question is not None:
+            self._question.cancel()
+            self._question = None
+        count = (int(text[:10]) - self._acknowledged) % 2**32
+        if count > len(self.sent):
+            too_high = {"h": text, "send-count": str(self._acknowledged + len(self.sent))}
+            raise StreamError("undefined-condition", application=E(SM("handled-count-too-high"), too_high))
+        self._acknowledged = int(text[:10])
+        self._confirm(count)
+        self._ask_for_confirmation()
+
+    # -- the end
+
+    def ended(self) -> None:
+        """What was not confirmed goes back to the front of its queue."""
+        super().ended()
+        self.federation.streams.discard(self)
+        for timer in (self._question, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        for request in list(self.asked):
+            self._decide(request, "remote-server-timeout")  # XEP-0220 §2.1.1, §2.1.2
+        returned: dict[OutgoingRoute, list[Waiting]] = {}
+        for route, waiting in self.sent:
+            returned.setdefault(route, []).append(waiting)
+        self.sent.clear()
+        for route in {*returned, *self.federation.routes_on(self)}:
+            route.lost(self, returned.get(route, []))
+
+
+class IncomingStream(ServerStream):
+    """A stream that another server has opened: it is the one that sends, unless it says `<bidi/>`."""
+
+    def __init__(self, federation: Federation, transport: ServerTransport) -> None:
+        super().__init__(federation, transport)
+        self._refused = 0
+
+    def opened(self, header: Opened) -> None:
+        """Answer the header and offer what is possible (RFC 6120 §4.3.2)."""
+        if self.authenticated:
+            self.claimed = JID("", self.authenticated, "")  # §6.4.6: whatever the header says
+        self.remote = self.claimed.domain if self.claimed is not None else ""
+        if self.remote in self.server.domains:
+            raise StreamError("invalid-from", "that is we")
+        self.federation.note_caller(self)
+        self.send_header()
+        self.state = StreamState.AUTHENTICATED if self.authenticated else StreamState.OPEN
+        if self.version:
+            self.send_features(self._features())
+        if self.authenticated and self.bidirectional:
+            self.federation.route(self.host, self.authenticated).use(self)
+
+    def _features(self) -> Iterator[Element]:
+        limits, is_plain = self.server.config.limits, self.federation.may_be_plain(self.remote, self.transport)
+        if not self.transport.secure:
+            yield E(TLS("starttls"), None, None if is_plain else E(TLS("required")))
+        if not self.authenticated:
+            if self.certifies(self.remote):  # XEP-0178 §3, step 9
+                yield E(SASL("mechanisms"), None, E(SASL("mechanism"), None, "EXTERNAL"))
+            yield E(BIDI_FEATURE("bidi"))
+        if self.transport.secure or is_plain:
+            yield E(DIALBACK_FEATURE("dialback"), None, E(DIALBACK_FEATURE("errors")))
+            yield E(SM("sm"))
+            size, idle = str(limits.remote_stanza), str(int(limits.remote_idle_timeout))
+            yield E(STREAM_LIMITS("limits"), None, E(STREAM_LIMITS("max-bytes"), None, size),
+                    E(STREAM_LIMITS("idle-seconds"), None, idle))  # fmt: skip
+
+    def start_tls(self, element: Element) -> None:
+        """RFC 6120 §5.4.2; what came in behind the request must not be read as if it had come through TLS."""
+        if self.transport.secure:
+            self.send_element(E(TLS("failure")))
+            return self.close()
+        if self.parser.rest().strip():
+            raise StreamError("policy-violation", "data behind <starttls/>")
+        self._stand_still()
+        self.federation.ask_for_certificate(self.host, self.remote, self._proceed)
+
+    def _proceed(self, verify: bool) -> None:
+        if self.state is not StreamState.CLOSED:
+            self.send_element(E(TLS("proceed")))
+            self.transport.resume()
+            self.transport.start_tls(self.host, PeerTLS(self.remote, calling=False, verify=verify))
+
+    def authenticate(self, element: Element) -> None:
+        """EXTERNAL (XEP-0178 §3): the certificate covers the domain that is named here, or else in the header."""
+        try:
+            if element.get("mechanism") != "EXTERNAL":
+                raise SASLError("invalid-mechanism")
+            domain = self._authorized(decode_base64((element.text or "").strip() or "="))
+        except SASLError as error:
+            self.send_element(E(SASL("failure"), None, E(SASL(error.condition))))
+            self._refused += 1  # step 11: then it may try dialback
+            if self._refused >= self.server.config.limits.sasl_failures:
+                raise StreamError("policy-violation", "too many failed attempts") from None
+            return
+        self.authenticated = domain
+        self.send_element(E(SASL("success")))
+        if self.bidirectional:
+            self.proven.add((domain, self.host))
+        self.restart(self.parser.rest())
+        self.established()
+
+    def _authorized(self, authzid: bytes) -> str:
+        try:
+            domain = JID.parse(authzid.decode()).domain if authzid else self.remote
+        except (UnicodeDecodeError, StanzaError):
+            raise SASLError("invalid-authzid") from None
+        if domain in self.server.domains or not self.certifies(domain):
+            raise SASLError("invalid-authzid" if authzid else "not-authorized")  # RFC 6120 §6.3.8
+        return domain
+
+    def make_bidirectional(self, element: Element) -> None:
+        """`<bidi/>`, before the peer has proven anything (XEP-0288 §2.2)."""
+        if not self.is_stranger:
+            raise StreamError("policy-violation", "<bidi/> comes before authentication")
+        self.bidirectional = True
+
+    def connection_lost(self) -> None:
+        """The peer's certificate may be why; then we know better next time."""
+        if self.transport.refused_certificate:
+            self.federation.remember(self.remote or self.transport.peer, False)
+        super().connection_lost()
+
+
+class OutgoingStream(ServerStream):
+    """A stream that we open, in order to send, or to ask about a key."""
+
+    def __init__(self, call: Call, transport: ServerTransport) -> None:
+        super().__init__(call.federation, transport)
+        self.call = call
+        self.remote, self.host = call.remote, call.local
+        self.calling = True
+        self.is_ready = False  # secured; what the peer offers is known
+        self.offers: dict[str, Element] = {}
+        self.parser = self._make_parser()
+        self._speaks_dialback = False
+        self._external: OutgoingRoute | None = None  # it is being authenticated by its certificate
+
+    def begin(self) -> None:
+        """Say the first word."""
+        if self.state is StreamState.CLOSED:
+            return
+        if self.call.direct_tls:
+            self._start_tls()
+        else:
+            self.send_header()
+
+    def send_header(self) -> None:
+        """Open the stream in our direction; the id is for the other end to give."""
+        self._header_sent = True
+        attributes = {"from": self.host, "to": self.remote, "version": "1.0", XML_LANG: "en"}
+        self._write_header(Element("stream:stream", attributes))
+
+    def _check_addresses(self, header: Opened) -> None:
+        self.id = header.attributes.get("id", "")
+
+    def opened(self, header: Opened) -> None:
+        """The peer has answered; without a version there will be no features (RFC 6120 §4.7.5)."""
+        self.state = StreamState.OPEN
+        self._speaks_dialback = DIALBACK in header.prefixes.values()
+        if not self.version:
+            self.negotiate(E(STREAMS("features")))
+
+    def negotiate(self, features: Element) -> None:
+        """TLS first, then what the policy wants, then whatever waits for this stream."""
+        self.offers = {feature.tag: feature for feature in features}
+        security = self.federation.security(self.remote)
+        if not self.transport.secure and TLS("starttls") in self.offers:
+            return self.send_element(E(TLS("starttls")))
+        if not self.transport.secure and not self.federation.may_be_plain(self.remote, self.transport):
+            return self._give_up("policy-violation", "it offers no TLS")
+        if security == "verified" and not self.certifies(self.remote):
+            return self._give_up("not-authorized", "its certificate does not name it")
+        self.is_ready = True
+        self.established()
+        if self.transport.secure:
+            may_call = self.certificate is not None and self.certificate.may_call
+            self.federation.remember(self.remote, self.certifies(self.remote) and may_call, verifies=self.call.verify)
+        if self._external is not None:
+            route, self._external = self._external, None
+            self._enable()
+            route.use(self)
+        self.call.ready(self)
+
+    def _give_up(self, condition: str, why: str) -> None:
+        log.info("%s: cannot be used: %s", self, why)
+        self.call.failure = condition
+        self.close()
+
+    def proceed(self, element: Element) -> None:
+        """`<proceed/>`: TLS begins, and nothing else stands behind it."""
+        if self.transport.secure or self.parser.rest().strip():
+            raise StreamError("policy-violation")
+        self._start_tls()
+
+    def _start_tls(self) -> None:
+        self.paused = True
+        way = PeerTLS(self.remote, calling=True, verify=self.call.verify, direct=self.call.direct_tls)
+        self.transport.start_tls(self.host, way)
+
+    def tls_established(self) -> None:
+        """Begin anew."""
+        super().tls_established()
+        self.send_header()
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether dialback is possible for further domains: the peer must know its errors (XEP-0220 §2.6.2)."""
+        return self.is_ready and DIALBACK_FEATURE("dialback") in self.offers
+
+    def authenticate(self, route: OutgoingRoute) -> None:
+        """Prove that we are `route.local`: by our certificate if the peer wants it, or by dialback."""
+        mechanisms = self.offers.get(SASL("mechanisms"))
+        offered = [mechanism.text for mechanism in mechanisms] if mechanisms is not None else []
+        if BIDI_FEATURE("bidi") in self.offers and not self.bidirectional:
+            self.bidirectional = True
+            self.send_element(E(BIDI("bidi")))
+        if "EXTERNAL" in offered and route.local == self.host:
+            del self.offers[SASL("mechanisms")]  # once is enough
+            self.is_ready = False
+            self._external = route
+            self._deadline.cancel()
+            patience = self.server.config.limits.unauthenticated_timeout
+            self._deadline = self.server.loop.call_later(patience, self._too_slow)
+            self.send_element(E(SASL("auth"), {"mechanism": "EXTERNAL"}, encode_base64(self.host.encode())))
+        elif self._speaks_dialback or self.may_ask:
+            self.ask(route)
+        else:
+            route.answered(self, "no way to prove it")
+
+    def succeed(self, element: Element) -> None:
+        """`<success/>`: the peer believes our certificate; a new stream begins (RFC 6120 §6.4.6)."""
+        if self._external is None:
+            raise StreamError("unsupported-stanza-type")
+        if self.bidirectional:
+            self.proven.add((self.remote, self.host))
+        self.restart(self.parser.rest())
+        self.send_header()
+
+    def refuse(self, element: Element) -> None:
+        """`<failure/>`: without TLS there is nothing more to say; without EXTERNAL there is dialback."""
+        if self._external is None:
+            return self._give_up("remote-connection-failed", "it refuses what it has offered")
+        route, self._external = self._external, None
+        self.is_ready = True
+        self.authenticate(route)
+
+    def accepted(self, route: OutgoingRoute) -> None:
+        """The peer accepts what the route sends; on both ways what it sends is accepted, too."""
+        if self.bidirectional:
+            self.proven.add((route.remote, route.local))
+        self._enable()
+
+    def _enable(self) -> None:
+        """XEP-0198 §3: count, if the peer can."""
+        if SM("sm") in self.offers and not self.confirms and not self.sent:
+            self.confirms = True
+            self.send_element(E(SM("enable")))
+
+    def peer_failed(self, element: Element) -> None:
+        """`host-unknown` means that DNS is wrong: there is no such service (XEP-0220 §2.5)."""
+        if len(element) and local_name(element[0].tag) in ("host-unknown", "host-gone"):
+            self.call.failure = "remote-server-not-found"
+        super().peer_failed(element)
+
+    def _too_slow(self) -> None:
+        self.call.failure = "remote-server-timeout"
+        super()._too_slow()
+
+    def ended(self) -> None:
+        """If it never came to be of use, there may be another way."""
+        super().ended()
+        self.call.stream_ended(self)
+
+
+ServerStep = Callable[[Any, Element], None]
+BOTH_WAYS: Mapping[str, ServerStep] = {
+    STREAMS("error"): ServerStream.peer_failed,
+    DIALBACK("result"): ServerStream.take_result,
+    DIALBACK("verify"): ServerStream.take_verify,
+    SM("r"): ServerStream.report,
+    SM("a"): ServerStream.acknowledged,
+}
+SERVER_NEGOTIATION: Mapping[bool, Mapping[str, ServerStep]] = {  # by who called: False, the other server
+    False: {
+        **BOTH_WAYS,
+        TLS("starttls"): IncomingStream.start_tls,
+        SASL("auth"): IncomingStream.authenticate,
+        BIDI("bidi"): IncomingStream.make_bidirectional,
+        SM("enable"): ServerStream.enable,
+    },
+    True: {
+        **BOTH_WAYS,
+        STREAMS("error"): OutgoingStream.peer_failed,
+        STREAMS("features"): OutgoingStream.negotiate,
+        TLS("proceed"): OutgoingStream.proceed,
+        TLS("failure"): OutgoingStream.refuse,
+        SASL("success"): OutgoingStream.succeed,
+        SASL("failure"): OutgoingStream.refuse,
+        SM("enabled"): ServerStream.enabled,
+        SM("failed"): ServerStream.not_enabled,
+    },
+}
+
+
+# -- the way to another domain
+
+
+class Call:
+    """An attempt to reach the servers of a domain: through all addresses in turn, with and without their certificate.
+
+    A certificate that doesn't verify costs the connection; where the policy allows
+    dialback, the same address is then called again without a look at it.
+    """
+
+    def __init__(self, federation: Federation, route: OutgoingRoute) -> None:
+        self.federation = federation
+        self.local, self.remote = route.local, route.remote
+        self.routes = [route]  # that wait for it
+        self.failure = "remote-server-not-found"
+        self.verify = True
+        self.direct_tls = False
+        self._left: deque[tuple[str, int, bool]] = deque()  # address, port, TLS at once
+        self._is_over = False
+        federation.resolve(self.remote, self._found)
+
+    def _found(self, targets: Sequence[Target]) -> None:
+        known = self.federation.known.get(self.remote)
+        self.verify = known is None or known.verifies or self.federation.security(self.remote) == "verified"
+        for target in targets:
+            self._left += [(address, target.port, target.direct_tls) for address in target.addresses]
+        self._dial()
+
+    def _dial(self) -> None:
+        if not self._left:
+            return self._end()
+        address, port, self.direct_tls = self._left[0]
+        self.federation.dial(address, port, self._begin, self._refused)
+
+    def _begin(self, transport: ServerTransport) -> OutgoingStream:
+        stream = OutgoingStream(self, transport)
+        self.federation.server.loop.post(functools.partial(stream.attempt, stream.begin))
+        self.failure = "remote-server-timeout"
+        return stream
+
+    def _refused(self) -> None:
+        self.failure = "remote-connection-failed"
+        self._left.popleft()
+        self._dial()
+
+    def ready(self, stream: OutgoingStream) -> None:
+        """The stream can be used; those that it cannot be for get one of their own."""
+        self._is_over = True
+        self._leave()
+        routes, self.routes = self.routes, []
+        for route in routes:
+            if route.local == stream.host or stream.may_ask:
+                route.connected(stream)
+            else:
+                route.call = Call(self.federation, route)
+
+    def stream_ended(self, stream: OutgoingStream) -> None:
+        """Try the next way, unless this one has served its purpose."""
+        if self._is_over:
+            return
+        if stream.transport.refused_certificate:
+            self.federation.remember(self.remote, False, verifies=False)
+        if stream.transport.refused_certificate and self.verify:
+            self.failure = "not-authorized"
+            if self.federation.security(self.remote) != "verified":
+                self.verify = False
+                return self._dial()
+        self._left.popleft()
+        self._dial()
+
+    def _leave(self) -> None:
+        if self.federation.calls.get(self.remote) is self:
+            del self.federation.calls[self.remote]
+
+    def _end(self) -> None:
+        self._is_over = True
+        self._leave()
+        for route in self.routes:
+            route.failed(self.failure)
+
+
+class OutgoingRoute:
+    """What goes from one domain of ours to one domain elsewhere: in order, by one stream at a time (RFC 6120 §10.1).
+
+    Stanzas wait here while there is none, and come back here when one breaks. Messages and
+    subscriptions are in a log until they have arrived, so that they outlive this program.
+    """
+
+    def __init__(self, federation: Federation, local: str, remote: str) -> None:
+        self.federation = federation
+        self.loop = federation.server.loop
+        self.local, self.remote = local, remote
+        self.owner = JID(local, remote, "")  # of the log
+        self.queue: deque[Waiting] = deque()
+        self.size = 0  # bytes in the queue
+        self.stream: ServerStream | None = None  # that takes what this route sends
+        self.outgoing: OutgoingStream | None = None  # ours, whatever it has been proven for
+        self.call: Call | None = None
+        self.asking: ServerStream | None = None  # where the right to send is being asked for
+        self._visitors: list[Callable[[OutgoingStream | str], None]] = []
+        self._failures = 0
+        self._retry: Timer | None = None
+        self._expiry: Timer | None = None
+        self._arrived = 0  # records at the head of the log that need not be there any more
+        self._forgetting: Timer | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody would miss it."""
+        return not (self.queue or self.stream or self.outgoing or self.call or self._visitors or self._forgetting)
+
+    def send(self, stanza: Stanza) -> None:
+        """Send a stanza, now or when there is a stream; raises StanzaError when too many wait."""
+        limits, data = self.federation.server.config.limits, stanza.wire()
+        is_full = len(self.queue) >= limits.outgoing or self.size + len(data) > limits.outgoing_bytes
+        if self.stream is None and is_full:
+            raise StanzaError("resource-constraint", f"too much waits for {self.remote}", kind="wait")
+        lasting = kind_of(stanza) in LASTING
+        if lasting:
+            self.federation.log.append(self.owner, {"at": time.time(), "stanza": data.decode()})
+            self.federation.note_log(self)
+        waiting = Waiting(stanza, data, self.loop.now(), lasting)
+        if self.stream is not None:
+            self.stream.deliver(self, waiting)
+        else:
+            self.put([waiting])
+
+    def put(self, waiting: Iterable[Waiting], *, front: bool = False) -> None:
+        """Let stanzas wait."""
+        added = list(waiting)
+        self.queue = deque([*added, *self.queue]) if front else self.queue
+        if not front:
+            self.queue.extend(added)
+        self.size += sum(len(one.data) for one in added)
+        if self.queue:
+            self._watch_expiry()
+            self._start()
+
+    def visit(self, then: Callable[[OutgoingStream | str], None]) -> None:
+        """Call `then` with a stream of ours to this domain that is ready, or with why there is none."""
+        found = self.outgoing or self.federation.stream_of_ours(self.remote)
+        if found is not None and found.is_ready:
+            return then(found)
+        self._visitors.append(then)
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._start()
+
+    # -- finding a stream
+
+    def _start(self) -> None:
+        if self.call or self._retry or self.federation.is_closing:
+            return
+        if self.outgoing is not None and not self.outgoing.is_ready:  # SASL is under way
+            if self not in self.outgoing.call.routes:
+                self.outgoing.call.routes.append(self)
+        elif self._visitors:
+            self.call = self.federation.call(self)
+        elif self.queue and not (self.stream or self.asking):
+            stream = self.outgoing or self.federation.stream_to(self.remote)
+            if stream is not None:
+                return self._ask_on(stream)
+            self.call = self.federation.call(self)
+
+    def connected(self, stream: OutgoingStream) -> None:
+        """A stream of ours is ready, for the first time, or again after SASL."""
+        self.call = None
+        self.outgoing = stream
+        visitors, self._visitors = self._visitors, []
+        for visitor in visitors:
+            visitor(stream)
+        if self.queue and self.stream is None and self.asking is None:
+            self._ask_on(stream)
+
+    def _ask_on(self, stream: ServerStream) -> None:
+        self.asking = stream
+        if isinstance(stream, OutgoingStream):
+            self.outgoing = stream
+            stream.authenticate(self)
+        else:
+            stream.ask(self)
+
+    def answered(self, stream: ServerStream, verdict: str) -> None:
+        """The peer has decided about our key; other answers than `valid` send everything back (XEP-0220 §2.1.1)."""
+        if self.asking is not stream:
+            return
+        self.asking = None
+        if verdict == "valid":
+            stream.accepted(self)
+            return self.use(stream)
+        log.info("%s: does not accept %s: %s", stream, self.local, verdict)
+        self.outgoing = None
+        self._bounce_all("internal-server-error" if verdict == "invalid" else "remote-server-timeout")
+
+    def use(self, stream: ServerStream) -> None:
+        """Send on this stream from now on; one that is in use already stays, for the order's sake (RFC 6120 §10.1)."""
+        if self.stream is not None:
+            return
+        self.stream, self.asking, self._failures = stream, None, 0
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        queue, self.queue, self.size = self.queue, deque(), 0
+        for waiting in queue:
+            stream.deliver(self, waiting)
+
+    def lost(self, stream: ServerStream, returned: Sequence[Waiting]) -> None:
+        """A stream has ended; what it has not confirmed goes out again on the next one, first."""
+        if self.outgoing is stream:
+            self.outgoing = None
+        if self.asking is stream:
+            self.answered(stream, "remote-server-timeout")
+        if self.stream is stream:
+            self.stream = None
+        if returned and self.stream is None and self._retry is None:
+            self._wait_and_retry()
+        self.put(returned, front=True)
+        self._start()
+
+    def failed(self, condition: str) -> None:
+        """No server was reached. What may be mended soon is tried again; else everything goes back."""
+        self.call = None
+        visitors, self._visitors = self._visitors, []
+        for visitor in visitors:
+            visitor(condition)
+        if not self.queue or self.stream is not None:
+            return
+        log.info("%s: not reached from %s: %s", self.remote, self.local, condition)
+        if condition in ("remote-server-timeout", "remote-connection-failed"):
+            self._wait_and_retry()
+        else:
+            self._bounce_all("remote-server-not-found")
+
+    def _wait_and_retry(self) -> None:
+        """RFC 6120 §3.3: at a random moment, later and later."""
+        self._failures += 1
+        seconds = (1 + secrets.randbelow(1000) / 1000) * min(MAX_BACK_OFF, 2.0 ** (self._failures - 2))
+        self._retry = self.loop.call_later(seconds, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        if self.queue:
+            self._start()
+
+    # -- what doesn't arrive, and what does
+
+    def _watch_expiry(self) -> None:
+        if self._expiry is None:
+            left = self.queue[0].since + self.federation.server.config.limits.outgoing_timeout - self.loop.now()
+            self._expiry = self.loop.call_later(max(0.0, left), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry = None
+        before = self.loop.now() - self.federation.server.config.limits.outgoing_timeout
+        while self.queue and self.queue[0].since <= before:
+            self._bounce("remote-server-timeout")
+        if self.queue:
+            self._watch_expiry()
+
+    def _bounce_all(self, condition: str) -> None:
+        for _ in range(len(self.queue)):  # those that an answer adds have their own fate
+            self._bounce(condition)
+        self.federation.domain_is_lost(self.remote)
+
+    def _bounce(self, condition: str) -> None:
+        waiting = self.queue.popleft()
+        self.size -= len(waiting.data)
+        self.arrived(waiting)
+        if waiting.stanza.get("type") not in ("error", "result"):
+            self.federation.server.emit(error_reply(waiting.stanza, StanzaError(condition)))
+
+    def arrived(self, waiting: Waiting) -> None:
+        """The other server has it, or its sender has it back: it need not be on disk any more."""
+        if waiting.lasting:
+            self._arrived += 1
+            if self._forgetting is None:
+                self._forgetting = self.loop.call_later(FORGET_DELAY, self.forget)
+
+    def forget(self) -> None:
+        """Take what has arrived off the log."""
+        count, self._arrived, self._forgetting = self._arrived, 0, None
+        try:
+            self.federation.log.drop(self.owner, count)
+        except StanzaError as error:
+            log.error("%s: what has been sent will be sent again: %s", self.remote, error.text)
+
+
+class Known(NamedTuple):
+    """What is known of another server's certificate."""
+
+    verifies: bool
+    may_call: bool
+    until: float  # the loop's seconds
+
+
+class Federation(Feature):
+    """Server Dialback (XEP-0220), SASL EXTERNAL between servers (XEP-0178), and the queues: talking to other domains.
+
+        C: <db:result from='example.org' to='example.net'>KEY</db:result>
+        S: <db:result from='example.net' to='example.org' type='valid'/>
+        C: <message from='romeo@example.org/orchard' to='juliet@example.net'>…</message>
+
+    Documents: "routes", by the first host: {"OURS THEIRS": true} for each log that may hold
+    something. Log "outgoing", by OURS@THEIRS: {"at": seconds since 1970, "stanza": XML}.
+    """
+
+    namespace = DIALBACK
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.is_closing = False
+        self.routes: dict[tuple[str, str], OutgoingRoute] = {}
+        self.calls: dict[str, Call] = {}  # by remote domain
+        self.streams: set[ServerStream] = set()
+        self.known: OrderedDict[str, Known] = OrderedDict()  # by domain, and by address for direct TLS
+        self.secret = hmac.digest(server.secret, b"dialback", "sha256")
+        self.log = server.storage.log("outgoing")
+        self.index = server.storage.documents("routes", dict)
+        self._keeper = JID("", server.config.hosts[0], "")
+        self.resolver = Resolver(server.config, server.loop)
+        self.resolve: Callable[[str, Callable[[list[Target]], None]], None] = self.resolver.look_up
+        self.dial: Callable[[str, int, Callable[[Connection], Carried], Callable[[], None]], None]
+        if server.network is not None:
+            self.dial = server.network.dial
+            server.network.asks = lambda peer: peer in self.known and self.known[peer].may_call
+            server.loop.call_later(0, self.restore)
+        self.reloaded()
+
+    def reloaded(self) -> None:
+        """Be there for others, if any host wants it; streams of domains that are gone end (RFC 6120 §4.9.3.5)."""
+        config = self.server.config
+        self.resolver.config = config
+        self.server.protocols.pop("xmpp-server", None)
+        self.server.abroad = lambda name: None
+        if any(federates(config, host) for host in config.hosts):
+            self.server.protocols["xmpp-server"] = self.accept
+            self.server.abroad = self.abroad
+        for stream in list(self.streams):
+            if not all(self.serves(ours) for _theirs, ours in stream.proven | {("", stream.host)}):
+                stream.fail(StreamError("host-gone"))
+
+    def shutting_down(self) -> None:
+        """Say goodbye when our own people have left, of which others are told; what has not arrived is in the log."""
+        self.server.loop.post(self._say_goodbye)
+
+    def _say_goodbye(self) -> None:
+        self.is_closing = True
+        for stream in list(self.streams):
+            stream.fail(StreamError("system-shutdown"))
+        for route in self.routes.values():
+            route.forget()
+
+    # -- who is who
+
+    def serves(self, domain: str) -> bool:
+        """Whether a domain is here, and talks to others."""
+        return domain in self.server.domains and federates(self.server.config, domain)
+
+    def reaches(self, domain: str) -> bool:
+        """Whether a domain may be somewhere else."""
+        return federates(self.server.config, domain) or domain in self.server.config.federation_routes
+
+    def abroad(self, domain: str) -> Domain | None:
+        """Return what takes stanzas for a domain that is not here."""
+        return self if self.reaches(domain) else None
+
+    def security(self, domain: str) -> str:
+        """Return what is asked of streams with a domain: one of `SECURITIES`."""
+        config = self.server.config
+        return config.federation_domains.get(domain, config.federation_security)
+
+    def may_be_plain(self, domain: str, transport: ServerTransport) -> bool:
+        """Whether a stream may do without TLS: on this machine, by the owner's wish."""
+        return self.security(domain) == "plain" and (transport.peer == "::1" or transport.peer.startswith("127."))
+
+    # -- what goes out
+
+    def receive(self, stanza: Stanza, to: JID) -> None:
+        """Send a stanza on its way; raises StanzaError when that cannot be."""
+        local = JID.parse(stanza.get("from", "")).domain
+        route = self.routes.get((local, to.domain))
+        if route is None:
+            if not self.serves(local):
+                raise StanzaError("remote-server-not-found", f"{local} does not talk to other servers")
+            if len(self.routes) >= MAX_ROUTES:
+                raise StanzaError("resource-constraint", "too many other servers")
+            route = self.route(local, to.domain)
+        route.send(stanza)
+
+    def route(self, local: str, remote: str) -> OutgoingRoute:
+        """Return the way from one domain to another."""
+        if (local, remote) not in self.routes:
+            if len(self.routes) >= MAX_ROUTES - 1:
+                for key in [key for key, route in self.routes.items() if route.is_idle]:
+                    del self.routes[key]
+            self.routes[local, remote] = OutgoingRoute(self, local, remote)
+        return self.routes[local, remote]
+
+    def call(self, route: OutgoingRoute) -> Call:
+        """Join the call that is under way to the same domain, or make one."""
+        call = self.calls.get(route.remote)
+        if call is None:
+            call = self.calls[route.remote] = Call(self, route)
+        else:
+            call.routes.append(route)
+        return call
+
+    def stream_of_ours(self, remote: str) -> OutgoingStream | None:
+        """Return a stream that we have opened to a domain, for whichever of ours."""
+        ours = (stream for stream in self.streams if isinstance(stream, OutgoingStream) and stream.remote == remote)
+        return next((stream for stream in ours if stream.may_ask), None)
+
+    def stream_to(self, remote: str) -> ServerStream | None:
+        """Return a stream on which further domains of ours may ask for their right (XEP-0220 §2.6, XEP-0288 §2.2)."""
+        theirs = (stream for stream in self.streams if stream.bidirectional and not stream.calling)
+        return self.stream_of_ours(remote) or next(
+            (stream for stream in theirs if remote in {pair[0] for pair in stream.proven}), None)  # fmt: skip
+
+    def routes_on(self, stream: ServerStream) -> list[OutgoingRoute]:
+        """Return the routes that use a stream."""
+        return [route for route in self.routes.values() if stream in (route.stream, route.outgoing, route.asking)]
+
+    def domain_is_lost(self, domain: str) -> None:
+        """Tell everybody that a domain cannot be reached."""
+        for event in self.server.registry.listeners("domain_lost"):
+            event(domain)
+
+    def note_log(self, route: OutgoingRoute) -> None:
+        """Remember that there is a log, for the next start."""
+        key = f"{route.local} {route.remote}"
+        if key not in self.index.items(self._keeper):
+            self.index.put(self._keeper, key, True)
+
+    def restore(self) -> None:
+        """After a start, send what the last run could not."""
+        for key in list(self.index.items(self._keeper)):
+            local, _, remote = key.partition(" ")
+            records = self.log.read(JID(local, remote, ""))
+            try:
+                route = self.route(local, remote)
+                stanzas = [parse_element(record["stanza"]) for record in records]
+            except (StanzaError, StreamError, KeyError, TypeError) as error:
+                log.error("what was to go from %s to %s cannot be sent: %s", local, remote, error)
+                continue
+            age = [max(0.0, time.time() - record["at"]) for record in records]
+            route.put(Waiting(stanza, stanza.wire(), self.server.loop.now() - seconds, True)
+                      for stanza, seconds in zip(stanzas, age, strict=True) if isinstance(stanza, Stanza))
+            if not records:
+                self.index.put(self._keeper, key, None)
+
+    # -- what comes in
+
+    def accept(self, connection: Connection) -> Carried:
+        """Put a stream on a connection that another server has made."""
+        connection.speak_with_server(self.server.config.limits.remote_bytes_per_second)
+        return IncomingStream(self, connection)
+
+    def remember(self, name: str, may_call: bool, *, verifies: bool = True) -> None:
+        """Note for a while what is known of a certificate."""
+        self.known[name] = Known(verifies, may_call, self.server.loop.now() + REMEMBERED_LIFE)
+        self.known.move_to_end(name)
+        if len(self.known) > MAX_REMEMBERED:
+            self.known.popitem(last=False)
+
+    def note_caller(self, stream: IncomingStream) -> None:
+        """Direct TLS names nobody: what is known of the domain will hold for the address, next time."""
+        known = self.known.get(stream.remote)
+        if known is not None:
+            self.remember(stream.transport.peer, known.may_call, verifies=known.verifies)
+
+    def ask_for_certificate(self, ours: str, theirs: str, then: Callable[[bool], None]) -> None:
+        """Call `then` with whether a caller's certificate should be asked for: look at its server's first.
+
+        When we are calling it ourselves just now, the two might wait for each other.
+        """
+        known = self.known.get(theirs)
+        if known is not None and known.until > self.server.loop.now():
+            return then(known.may_call)
+        if theirs in self.calls or not theirs or not self.reaches(theirs) or theirs in self.server.domains:
+            return then(False)
+        timer: Timer
+
+        def decide(found: OutgoingStream | str) -> None:
+            if timer.callback is not None:
+                timer.cancel()
+                known = self.known.get(theirs)
+                then(known.may_call if known is not None else isinstance(found, str))
+
+        timer = self.server.loop.call_later(VISIT_TIMEOUT, lambda: decide(""))
+        self.route(ours, theirs).visit(decide)
+
+
 # -- components (XEP-0114)
 #
 #     romeo ──> Server.route ──> ComponentDomain ──> ComponentStream ──> gateway
@@ -18823,10 +20237,11 @@ FEATURES: tuple[type[Feature], ...] = (
     FastLogin,
     ExtensibleSasl,
     Bosh,
+    Federation,  # the last: when it says goodbye, all others have said what they had to say
 )
 
 FOUNDATIONS = (  # what is built into a chapter rather than into a feature
-    ("RFC 6120", "XMPP: Core (client to server)", "3, 11, 14"),
+    ("RFC 6120", "XMPP: Core", "3, 11, 14, 23"),
     ("RFC 6121", "XMPP: Instant Messaging and Presence", "14 to 16"),
     ("RFC 3920, RFC 3921", "XMPP of 2004, for its clients", "11, 18"),
     ("RFC 7622, RFC 6122", "XMPP: Address Format", "4"),
@@ -18848,14 +20263,16 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("XEP-0124", "Bidirectional-streams Over Synchronous HTTP (BOSH)", "24"),
     ("XEP-0128", "Service Discovery Extensions (of nodes)", "20"),
     ("XEP-0153", "vCard-Based Avatars", "18, 20"),
-    ("XEP-0178", "SASL EXTERNAL with Certificates (client to server)", "9, 10"),
+    ("XEP-0178", "SASL EXTERNAL with Certificates", "9, 10, 23"),
+    ("XEP-0185", "Dialback Key Generation and Validation", "23"),
     ("XEP-0203", "Delayed Delivery", "15, 16"),
     ("XEP-0223", "Persistent Storage of Private Data via PubSub", "20"),
     ("XEP-0237", "Roster Versioning", "15"),
     ("XEP-0249", "Direct MUC Invitations", "21"),
+    ("XEP-0288", "Bidirectional Server-to-Server Connections", "23"),
     ("XEP-0334", "Message Processing Hints", "16"),
     ("XEP-0359", "Unique and Stable Stanza IDs (in rooms)", "21"),
-    ("XEP-0368", "Direct TLS", "12"),
+    ("XEP-0368", "Direct TLS", "12, 23"),
     ("XEP-0410", "MUC Self-Ping", "21"),
     ("XEP-0421", "Occupant Identifiers for Semi-Anonymous MUCs", "21"),
     ("XEP-0402", "PEP Native Bookmarks", "20"),
@@ -19786,8 +21203,11 @@ def certificates_expire(config: Config, own: Path) -> datetime:
 def check_ports(config: Config, running: Mapping[str, Any] | None) -> Iterator[Finding]:
     """Yield a finding for each address that the server listens on, or would."""
     held = set(running["listeners"]) if running else set()
+    is_federating = any(federates(config, host) for host in config.hosts)
     for name in LISTENERS:
-        for address in getattr(config.listen, name) if name != "component" or config.components else ():
+        if (name == "component" and not config.components) or (name == "server" and not is_federating):
+            continue
+        for address in getattr(config.listen, name):
             if address.family == socket.AF_INET6 and not machine_has_ipv6():
                 yield Finding(f"port: {name} {address} is left out, for this machine has no IPv6")
                 continue

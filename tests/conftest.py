@@ -17,6 +17,7 @@ import pytest
 
 from tests.dialogue import Client
 from tests.elsewhere import Elsewhere
+from tests.federating import Internet
 from tests.servers import PEOPLE, MemoryServer, ProcessServer
 from tests.web import web_client
 
@@ -125,3 +126,9 @@ def benvolio(server: MemoryServer | ProcessServer) -> Client:
 def elsewhere(server: MemoryServer) -> Elsewhere:
     """The domain example.com, which is not served here."""
     return Elsewhere(server)
+
+
+@pytest.fixture
+def internet(server: MemoryServer) -> Internet:
+    """The servers of other domains; federation has to be switched on by the test's configuration."""
+    return Internet(server)

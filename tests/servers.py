@@ -276,6 +276,10 @@ class MemoryTransport:
         self.secure = False
         self.lab = False
         self.compressed = False
+        self.refused_certificate = False
+        self.certificate: bytes | None = None  # that the other end, a server, shows when it is asked
+        self.certificate_is_good = True
+        self.peer_tls: xmppd.PeerTLS | None = None  # how TLS was begun with a server
         self.peer = "127.0.0.1"
         self.incoming = bytearray()  # sent by the client, not yet taken by the stream
         self.outgoing = bytearray()  # written by the stream, not yet read by the client
@@ -297,12 +301,16 @@ class MemoryTransport:
 
     write_ahead = write  # nothing waits here
 
-    def start_tls(self, host: str) -> None:
+    def start_tls(self, host: str, peer: xmppd.PeerTLS | None = None) -> None:
         """The handshake takes a turn."""
+        self.peer_tls = peer
         self.loop.post(self._tls_established)
 
     def _tls_established(self) -> None:
         assert self.stream is not None
+        if self.peer_tls is not None and self.peer_tls.verify and self.certificate and not self.certificate_is_good:
+            self.refused_certificate = self.closed = True
+            return self.stream.connection_lost()
         self.secure = True
         self.stream.tls_established()
 
@@ -333,7 +341,7 @@ class MemoryTransport:
 
     def peer_certificate(self) -> bytes | None:
         """No client shows one here."""
-        return None
+        return self.certificate if self.peer_tls is not None and self.peer_tls.verify else None
 
 
 class MemoryServer:

@@ -44,8 +44,12 @@ class Commands:
         self.home = home
         self.config = home / "xmppd.toml"
         self.data = home / "data"
-        listen = '[listen]\nclient = ["127.0.0.1:0"]\nclient_tls = ["127.0.0.1:0"]\nweb = []\n'
-        self.config.write_text(f'hosts = ["example.org", "example.net"]\ndata = "data"\n{settings or listen}')
+        listen = '[listen]\nclient = ["127.0.0.1:0"]\nclient_tls = ["127.0.0.1:0"]\n'
+        self.configure(f'hosts = ["example.org", "example.net"]\ndata = "data"\n{settings or listen}')
+
+    def configure(self, text: str) -> None:
+        """Write the configuration, in which listeners with fixed ports are switched off: other tests run beside this."""
+        self.config.write_text(text.replace("[listen]\n", "[listen]\nserver = []\ncomponent = []\nweb = []\n"))
 
     def run(self, *words: str, text: str | bytes = "") -> subprocess.CompletedProcess[str]:
         """Do a command with this configuration, in this process, for that takes a tenth of the time."""
@@ -568,7 +572,7 @@ def test_a_wrong_configuration_is_a_problem(commands):
 def test_a_port_that_somebody_else_has_is_a_problem(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        done = Commands(tmp_path, f'[listen]\nclient = ["127.0.0.1:{port}"]\nclient_tls = []\nweb = []\n').run("check")
+        done = Commands(tmp_path, f'[listen]\nclient = ["127.0.0.1:{port}"]\nclient_tls = []\n').run("check")
     assert problems(done) == [
         f"port: client 127.0.0.1:{port} cannot be had; "
         "remedy: another program has it: stop that one, or choose another port in [listen]"
@@ -578,7 +582,7 @@ def test_a_port_that_somebody_else_has_is_a_problem(tmp_path):
 def test_a_port_that_our_own_server_has_is_fine(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    commands = Commands(tmp_path, f'[listen]\nclient = ["127.0.0.1:{port}"]\nclient_tls = []\nweb = []\n')
+    commands = Commands(tmp_path, f'[listen]\nclient = ["127.0.0.1:{port}"]\nclient_tls = []\n')
     server = commands.server()
     done = commands.run("check")
     server.stop()
@@ -797,7 +801,7 @@ def test_two_servers_do_not_share_a_folder(served):
 def test_a_port_that_is_taken_is_one_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        commands = Commands(tmp_path, f'[listen]\nclient = ["127.0.0.1:{port}"]\nclient_tls = []\nweb = []\n')
+        commands = Commands(tmp_path, f'[listen]\nclient = ["127.0.0.1:{port}"]\nclient_tls = []\n')
         assert run_to_its_end(commands) == (
             f"cannot listen on 127.0.0.1:{port}: Address already in use; "
             "another program has it: stop that one, or choose another port in [listen]"

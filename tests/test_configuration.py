@@ -60,6 +60,9 @@ KEYS = [
     ('[web]\nurl = "https://chat.example.org/"', "web_url", "https://chat.example.org"),
     ('[web]\norigins = ["https://chat.example.org:8443", "*"]', "web_origins", {"https://chat.example.org:8443", "*"}),
     ('[push]\ncontent = "sender"', "push_content", "sender"),
+    ('[federation]\nsecurity = "verified"', "federation_security", "verified"),
+    ('[federation.domains]\n"Example.net" = "plain"', "federation_domains", {"example.net": "plain"}),
+    ('[federation]\nca = "/etc/ca.pem"', "federation_ca", Path("/etc/ca.pem")),
     ('[muc]\nhost = "Rooms"', "muc_host", "rooms"),
     ('[muc]\nhost = ""', "muc_host", ""),
     ('[muc]\ncreate = "admins"', "muc_create", "admins"),
@@ -175,6 +178,10 @@ MISTAKES = [
     ("[federation]\nnameservers = ['127.0.0.1']", "[federation] nameservers: expected a list of \"address:port\" such as "
      "[\"127.0.0.1:53\"], found '127.0.0.1'"),
     ('[push]\ncontent = true', """[push] content: expected "nothing", "sender" or "body", found true"""),
+    ("[federation]\nsecurity = 'plain'", '[federation] security: expected "verified" (a valid certificate) or '
+     """"encrypted" (or else dialback, inside TLS), found 'plain'"""),
+    ("[federation]\ndomains = { 'example.net' = 'x' }", '[federation] domains: expected domains, each "verified", '
+     """"encrypted" or "plain", such as { "example.net" = "verified" }, found 'x'"""),
     ('[muc]\nhost = "a.b"', """[muc] host: expected one word such as "conference", or "" to switch it off, found 'a.b'"""),
     ("[muc]\nhost = false", '[muc] host: expected one word such as "conference", or "" to switch it off, found false'),
     ('[muc]\ncreate = "nobody"', """[muc] create: expected "everyone" or "admins", found 'nobody'"""),

@@ -27,6 +27,8 @@ data = "data"
 [listen]
 client = ["127.0.0.1:0"]
 client_tls = ["127.0.0.1:0"]
+server = []
+component = []
 web = []
 """
 PACKAGES = ("xmppd", "defusedxml", "platformdirs", "tomli_w")  # that run from inside the archive
