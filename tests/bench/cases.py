@@ -19,7 +19,7 @@ from typing import ClassVar, NamedTuple
 
 from tests.bench.accounting import KIB, resident_bytes
 from tests.bench.load import IQ_RESULT, BenchError, Client, Load, Script
-from tests.bench.people import AWAY, CONTACTS, EVERYBODY, HOST, PRESENT, TALKERS, bare_jid, full_jid
+from tests.bench.people import AWAY, CONTACTS, EVERYBODY, HOST, PRESENT, TALKERS, bare_jid, contacts_of, full_jid
 from tests.bench.trial import DRAIN_TIMEOUT, Trial
 
 WITH_ACCOUNTS = ("xmppd", "prosody", "ejabberd")  # the floor has neither accounts nor answers
@@ -402,7 +402,8 @@ class Listener:
     def __init__(self, client: Client, everybody: list[Listener]) -> None:
         self.client = client
         self.everybody = everybody
-        self.received = self.number = self.missing = 0
+        self.received = self.number = 0
+        self.missing = set[int]()  # contacts who have not heard of the latest mood
 
     def announce(self) -> None:
         """Come online with capabilities, and answer the server's question what they mean."""
@@ -426,7 +427,7 @@ class Listener:
     def publish(self) -> None:
         """Publish the next mood."""
         self.number += 1
-        self.missing = CONTACTS
+        self.missing = set(contacts_of(self.client.number))
         item = f"<item id='current'><mood xmlns='{MOOD}'><happy/><text>#%04d#%06d#</text></mood></item>"
         self.client.send((
             f"<iq type='set' id='p%06d'><pubsub xmlns='http://jabber.org/protocol/pubsub'><publish node='{MOOD}'>"
@@ -434,18 +435,16 @@ class Listener:
         ).encode() % (self.number, self.client.number, self.number))  # fmt: skip
 
     def take(self, piece: bytes) -> None:
-        """Check a notification: the latest mood of a contact."""
+        """Check a notification: the latest mood of a contact. One's own is told too, and one of before to who comes."""
+        check(b"type='error'" not in piece, self.client, b"no error", piece)
         _, found, said = piece.partition(b"<text>#")
         if not found:
             return
-        sender, number = int(said[:4]), int(said[5:11])
-        if sender == self.client.number:
-            return  # one's own resources are told too
-        publisher = self.everybody[sender]
-        if number != publisher.number:
-            return  # the latest item from before, for whoever has come online
+        publisher, number = self.everybody[int(said[:4])], int(said[5:11])
+        if number != publisher.number or self.client.number not in publisher.missing:
+            return  # Prosody 0.12 tells some twice, at the full and the bare address: that counts once
         self.received += 1
-        publisher.missing -= 1
+        publisher.missing.discard(self.client.number)
         if not publisher.missing and not self.client.load.stopping:
             publisher.publish()
 
@@ -455,26 +454,39 @@ class Eventing(Case):
 
     name = "pep"
     servers = WITH_ACCOUNTS
-    rows = (Row("pep", f"personal eventing: notification of {CONTACTS} contacts; per delivery", "µs"),)
+    rows = (Row("pep", f"personal eventing: notification of {CONTACTS} contacts; per delivery", "µs", peer=0.35),)
 
     def run(self, trial: Trial) -> Sequence[float]:
         """See `Case.run`; the unit is a notification delivered to a contact."""
         listeners: list[Listener] = []
         listeners += [Listener(client, listeners) for client in trial.connect(PRESENT)]
-        for listener in listeners:
+        listeners[0].announce()
+        trial.quiet()  # its capabilities are known now, as those of most clients are
+        for listener in listeners[1:]:
             listener.announce()
         trial.quiet()
         trial.quiet()
         for listener in listeners:
             listener.client.expect(b"</message>", listener.take)
-        for listener in listeners[::10]:
-            listener.publish()
+        publishers = listeners[::10]
+        self.create_nodes(trial, publishers)
+        for publisher in publishers:
+            publisher.publish()
         cost = trial.steady(
             lambda: sum(listener.received for listener in listeners),
             lambda: not any(listener.missing for listener in listeners),
             "the last notifications",
         )
         return [cost]
+
+    @staticmethod
+    def create_nodes(trial: Trial, publishers: Sequence[Listener]) -> None:
+        """Let each publish once, one after the other: of ten first publications at once ejabberd refuses nine."""
+        trial.load.stopping = True
+        for publisher in publishers:
+            publisher.publish()
+            trial.load.run_until(lambda: not publisher.missing, DRAIN_TIMEOUT, "the first notifications")  # noqa: B023
+        trial.load.stopping = False
 
 
 # -- requests
