@@ -50,7 +50,7 @@ Contents
     22. Staying connected (XEP-0198, XEP-0352, XEP-0357; XEP-0388, XEP-0386, XEP-0484)
     23. Federation and components (RFC 6120 §10.4; XEP-0220, XEP-0178, XEP-0288, XEP-0114)
     24. The web (RFC 7395, XEP-0124, XEP-0206, XEP-0156, XEP-0363)
-    25. Administration: the control channel
+    25. Administration: the control channel, commands
     26. Learning: the trace
     27. The whole
 
@@ -183,6 +183,8 @@ RSM = Namespace("http://jabber.org/protocol/rsm")  # XEP-0059
 LAST_ACTIVITY = Namespace("jabber:iq:last")  # XEP-0012
 PRIVACY = Namespace("jabber:iq:privacy")  # XEP-0016
 BLOCKING = Namespace("urn:xmpp:blocking")  # XEP-0191
+REPORTING = Namespace("urn:xmpp:reporting:1")  # XEP-0377
+OLD_REPORTING = Namespace("urn:xmpp:reporting:0")  # its version 0.2, which Conversations speaks
 BLOCKING_ERRORS = Namespace("urn:xmpp:blocking:errors")
 PRIVATE = Namespace("jabber:iq:private")  # XEP-0049
 REGISTER = Namespace("jabber:iq:register")  # XEP-0077
@@ -204,6 +206,9 @@ CAPS = Namespace("http://jabber.org/protocol/caps")  # XEP-0115
 ADDRESS = Namespace("http://jabber.org/protocol/address")  # XEP-0033
 VCARD = Namespace("vcard-temp")  # XEP-0054
 VERSION = Namespace("jabber:iq:version")  # XEP-0092
+COMMANDS = Namespace("http://jabber.org/protocol/commands")  # XEP-0050
+ADMIN = Namespace("http://jabber.org/protocol/admin")  # XEP-0133
+SERVER_INFO = Namespace("http://jabber.org/network/serverinfo")  # XEP-0157
 PING = Namespace("urn:xmpp:ping")  # XEP-0199
 TIME = Namespace("urn:xmpp:time")  # XEP-0202
 DELAY = Namespace("urn:xmpp:delay")  # XEP-0203
@@ -2084,6 +2089,15 @@ def read_origins(value: Any) -> frozenset[str]:
     return frozenset(value)
 
 
+def read_uris(value: Any) -> tuple[str, ...]:
+    """URIs of any scheme, such as `mailto:` and `xmpp:`."""
+    what = 'a list of URIs such as ["mailto:abuse@example.org", "xmpp:alice@example.org"]'
+    for entry in read_list(value, what):
+        if not isinstance(entry, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+", entry):
+            raise Unexpected(what, entry)
+    return tuple(value)
+
+
 def read_label(value: Any) -> str:
     """One label of a domain, or nothing."""
     what = 'one word such as "conference", or "" to switch it off'
@@ -2147,6 +2161,19 @@ class Listen:
     component: tuple[Address, ...] = (parse_listen_address("127.0.0.1:5347"),)  # XEP-0114 has no TLS
     web: tuple[Address, ...] = (parse_listen_address("[::]:5443"), parse_listen_address("0.0.0.0:5443"))
     lab: tuple[Address, ...] = ()  # client streams without TLS, to learn by hand; loopback only
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """`[contact]`: URIs by which people reach those who run this server (XEP-0157 §7.1)."""
+
+    abuse: tuple[str, ...] = ()
+    admin: tuple[str, ...] = ()
+    feedback: tuple[str, ...] = ()
+    sales: tuple[str, ...] = ()
+    security: tuple[str, ...] = ()
+    status: tuple[str, ...] = ()
+    support: tuple[str, ...] = ()
 
 
 def bounded(default: int, unit: str, least: int = 1, most: int | None = None) -> int:
@@ -2274,6 +2301,7 @@ class Config:
     components: Mapping[str, str] = field(default_factory=dict)  # domain to secret
     storage_sync: bool = True
     compat: Compat = field(default_factory=Compat)
+    contact: Contact = field(default_factory=Contact)
     federation_enabled: bool | None = None  # None: by the look of the domain
     federation_security: str = "encrypted"  # one of `SECURITIES`
     federation_domains: Mapping[str, str] = field(default_factory=dict)  # the same, for single domains
@@ -2306,6 +2334,7 @@ CONFIG_KEYS: dict[str, ConfigReader] = {
     **{f"limits.{entry.name}": entry.metadata["read"] for entry in fields(Limits)},
     "storage.sync": read_boolean,
     **{f"compat.{entry.name}": read_boolean for entry in fields(Compat)},
+    **{f"contact.{entry.name}": read_uris for entry in fields(Contact)},
     "federation.enabled": read_boolean,
     "federation.security": read_security,
     "federation.domains": read_securities,
@@ -2428,6 +2457,7 @@ def build_config(values: dict[str, Any], path: Path | None) -> Config:
         listen=Listen(**section("listen")),
         limits=Limits(**section("limits")),
         compat=Compat(**section("compat")),
+        contact=Contact(**section("contact")),
         components=section("components"),
         tls=TLSFiles(tls["certificate"], tls.get("key", tls["certificate"])) if "certificate" in tls else None,
         client_ca=tls.get("client_ca"),
@@ -8596,6 +8626,7 @@ class Server:
         self.rosters = storage.documents("roster", dict)
         self.secret = self._load_secret()
         self.trace: Trace | None = None  # chapter 26
+        self.end_run: Callable[[bool], None] = lambda again: None  # end, or end and start again; see chapter 27
         self.guard = LoginGuard(config.limits.logins_per_minute, loop.now)
         self.domains: dict[str, Domain] = {name: Host(self, name) for name in config.hosts}
         self.streams: set[ClientStream] = set()
@@ -8644,6 +8675,13 @@ class Server:
         for event in self.registry.listeners("credentials_changed"):
             event(owner)
         self._end_streams(owner, changer, StreamError("reset", "the password has changed"))  # §4.9.3.16
+
+    def disable_account(self, owner: JID, disabled: bool) -> None:
+        """Let nobody log in to an account, whose sessions end; or undo that."""
+        rest = {key: value for key, value in self.accounts[owner].items() if key != "disabled"}
+        self.accounts[owner] = {**rest, "disabled": True} if disabled else rest
+        if disabled:
+            self._end_streams(owner, None, StreamError("not-authorized", "the account is disabled"))
 
     def remove_account(self, owner: JID, changer: Session | None = None) -> None:
         """Remove an account and everything of it; its sessions end with not-authorized (XEP-0077 §3.2).
@@ -11990,6 +12028,20 @@ def blocking(name: str, jids: Iterable[str]) -> Element:
     return E(BLOCKING(name), None, *(E(BLOCKING("item"), jid=jid) for jid in jids))
 
 
+REASONS = ("spam", "abuse")  # XEP-0377 §4
+OLD_REASONS = tuple(f"urn:xmpp:reporting:reason:{reason}:0" for reason in REASONS)
+REPORTS_PER_MINUTE = 10  # of one person: who has got a wave of spam
+MAX_REPORTS = 1000  # kept for each host
+MAX_REPORT_TEXT = 1000  # characters of what somebody says about it
+MAX_REPORTED_STANZAS = 10  # ids in one report
+
+
+def report_reason(report: Element) -> str:
+    """Return one of REASONS, or "" (XEP-0377 §4); version 0.2 had them as elements."""
+    named = [report.get("reason", "").removeprefix("urn:xmpp:reporting:"), *(local_name(child.tag) for child in report)]
+    return next((name for name in named if name in REASONS), "")
+
+
 class Blocking(Feature):
     """Blocking Command (XEP-0191): "I never want to hear from them again", without a thought of lists.
 
@@ -11997,12 +12049,21 @@ class Blocking(Feature):
         S: <iq type='result' id='b1'/>
         S: <iq type='set' id='…'><block xmlns='urn:xmpp:blocking'><item jid='romeo@montague.net'/></block></iq>
 
-    Keeps nothing: blocks are rules of the default privacy list, obeyed by `Privacy`.
-    Subscriptions stay as they are ("polite blocking", §4).
+    Blocks are rules of the default privacy list, obeyed by `Privacy`. Subscriptions stay as
+    they are ("polite blocking", §4). A block may come with a report for the administrators
+    (XEP-0377), who get it as a message; it goes nowhere else, whatever its `<third-party/>` allows.
+
+    Log: "reports", by host: `{"at": stamp, "by": who reports, "jid": whom, "reason": "spam" or "abuse",
+    "text": …, "stanza-ids": […]}`, the last `MAX_REPORTS` of them.
     """
 
     namespace = BLOCKING
-    server_features = (BLOCKING,)
+    server_features = (BLOCKING, REPORTING, OLD_REPORTING, *OLD_REASONS)
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.reports = server.storage.log("reports")
+        self._allowed = Allowances(REPORTS_PER_MINUTE, server.loop.now)
 
     @property
     def privacy(self) -> Privacy:
@@ -12022,6 +12083,9 @@ class Blocking(Feature):
         if not jids:
             raise StanzaError("bad-request", "nobody to block")
         self.privacy.set_blocked(request.owner, list(dict.fromkeys([*self.privacy.blocked(request.owner), *jids])))
+        for item, jid in zip(request.payload, jids, strict=True):
+            for report in [child for child in item if child.tag in (REPORTING("report"), OLD_REPORTING("report"))]:
+                self._report(request.owner, jid, report)
         request.afterwards(lambda: self.server.push(request.owner, BLOCKING, blocking("block", jids)))
         return None
 
@@ -12033,6 +12097,24 @@ class Blocking(Feature):
         self.privacy.set_blocked(request.owner, left)
         request.afterwards(lambda: self.server.push(request.owner, BLOCKING, blocking("unblock", jids)))
         return None
+
+    def _report(self, owner: JID, jid: str, report: Element) -> None:
+        """XEP-0377 §6: the block counts in any case; of reports, only so many a minute are passed on."""
+        reason = report_reason(report)
+        if not reason or self._allowed.wait(str(owner)):
+            return
+        self._allowed.take(str(owner))
+        text = " ".join(part.text or "" for part in report if local_name(part.tag) == "text")[:MAX_REPORT_TEXT]
+        ids = [child.get("id", "") for child in report.iterfind(STANZA_ID("stanza-id"))][:MAX_REPORTED_STANZAS]
+        host = JID("", owner.domain, "")
+        self.reports.append(host, {"at": stamp(), "by": str(owner), "jid": jid, "reason": reason, "text": text,
+                                   "stanza-ids": ids})  # fmt: skip
+        self.reports.drop(host, max(0, self.reports.count(host) - MAX_REPORTS))
+        for admin in sorted(self.server.config.admins):
+            message = Stanza(MESSAGE, {"from": owner.domain, "to": str(admin), "id": secrets.token_urlsafe(9)})
+            message.add(E(CLIENT("subject"), None, f"{reason}: {jid}"))
+            message.add(E(CLIENT("body"), None, f"{owner} reports {jid} for {reason}. {text}".rstrip()))
+            self.server.emit(message)
 
     @staticmethod
     def _jids(payload: Element) -> list[str]:
@@ -19692,6 +19774,7 @@ class Bosh(Feature):
 
 
 # ==== 25. Administration: the control channel ====
+# ==== 25. Administration: the control channel, commands ====
 #
 # While the server runs, its files belong to it: what it has in memory would overwrite what
 # another program writes. So `xmppd user add` asks the running server to do it, over a TCP
@@ -20097,6 +20180,399 @@ def read_control_file(path: Path) -> tuple[str, int]:
         raise ServerAbsent(path) from error
 
 
+# -- by any client (XEP-0050, XEP-0133)
+#
+# An administrator need not sit at the server's terminal: clients show what a server offers
+# as commands, fetch the form of one, and send it back filled in.
+#
+#     C: <command xmlns='http://jabber.org/protocol/commands' node='…admin#end-user-session' action='execute'/>
+#     S: <command … sessionid='…' status='executing'><actions execute='complete'><complete/></actions>
+#          <x xmlns='jabber:x:data' type='form'>…</x></command>
+#     C: <command … sessionid='…' action='complete'><x xmlns='jabber:x:data' type='submit'>…</x></command>
+#     S: <command … sessionid='…' status='completed'><note type='info'>…</note></command>
+#
+# Every command here has one form or none; so there is nothing to go back or forward to.
+# Most do what the control channel does, by the same functions.
+#
+# Left out of XEP-0133: what would read every account there is (numbers and lists of the
+# disabled), blacklists and whitelists (federation has no such lists), messages of the day
+# and of welcome, names and mail addresses of new users (people write those into their vCards), and the
+# list of administrators, which is the configuration's: who took over one of them could
+# otherwise make himself another that outlives it.
+
+COMMAND_TIMEOUT = 900.0  # seconds for an administrator to fill a form in
+MAX_COMMAND_SESSIONS = 100  # forms that are being filled in, on the whole server; the oldest goes
+MAX_ANNOUNCEMENT = 4096  # characters of an announcement, which everybody gets
+LIST_SIZES = {"25": "25", "50": "50", "100": "100", "200": "200", "none": "all"}
+DELAYS = {"0": "at once", "30": "30 seconds", "60": "1 minute", "120": "2 minutes", "300": "5 minutes"}
+
+
+@dataclass(slots=True)
+class CommandResult:
+    """What a command says when it is done: a note for a person, fields of a result form, further elements in it."""
+
+    note: str = ""
+    fields: Sequence[Field] = ()
+    elements: Sequence[Element] = ()
+
+
+@dataclass(slots=True)
+class CommandRequest:
+    """A command on its way to its function: who asks, on which host, and the form's values by `var`."""
+
+    server: Server
+    sender: JID
+    host: str
+    values: Mapping[str, Any]
+    credentials: Mapping[str, Any] = field(default_factory=dict)  # made of the form's password, if it has one
+
+    def account(self, jid: JID | None, *, others: bool = False) -> JID:
+        """Return the account that a JID means; raises StanzaError. `others`: not the administrator's own."""
+        if jid is None or self.server.account(jid.bare) is None:
+            raise StanzaError("item-not-found", f"there is no account {jid}")
+        if others and jid.bare == self.sender.bare:
+            raise StanzaError("not-allowed", "not your own account, by which you came in")
+        return jid.bare
+
+    def accounts(self, *, others: bool = False) -> list[JID]:
+        """Return the accounts of the form; all of them exist, or none is touched."""
+        return [self.account(jid, others=others) for jid in self.values["accountjids"]]
+
+    def single(self) -> JID:
+        """Return the account of the form."""
+        return self.account(self.values["accountjid"])
+
+
+class AdHocCommand(NamedTuple):
+    """One command: what it is called, what it asks (nothing: it is done at once), what it does."""
+
+    title: str
+    fields: Sequence[Field]
+    function: Callable[[CommandRequest], CommandResult]
+    who: str = "admin"  # or "local": everybody here
+
+    @property
+    def template(self) -> FormTemplate:
+        """The form."""
+        return FormTemplate(ADMIN, self.fields, title=self.title)
+
+
+def command_add_user(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.1."""
+    add_user(request.server, {"jid": str(request.values["accountjid"]), "credentials": request.credentials})
+    return CommandResult(f"{request.values['accountjid']} is added")
+
+
+def command_delete_users(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.2."""
+    for jid in request.accounts(others=True):
+        request.server.remove_account(jid)
+    return CommandResult("done")
+
+
+def command_disable_users(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.3: they can't log in, their tokens are gone (threat S33), what is sent to them is kept."""
+    for jid in request.accounts(others=True):
+        request.server.disable_account(jid, True)
+        request.server.registry.feature(FastLogin).revoke(jid)
+    return CommandResult("done")
+
+
+def command_enable_users(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.4."""
+    for jid in request.accounts():
+        request.server.disable_account(jid, False)
+    return CommandResult("done")
+
+
+def command_end_sessions(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.5: all of an account, or that of a full JID; to come back takes the password (threat S33)."""
+    request.accounts()
+    fast, ended = request.server.registry.feature(FastLogin), 0
+    for jid in request.values["accountjids"]:
+        for session in request.server.sessions(jid.bare):
+            if jid in (session.bare, session.jid) and session.jid != request.sender:
+                request.server.end(session, StreamError("policy-violation", "an administrator has ended this session"))
+                fast.revoke(jid.bare, session.client_id or "nobody's")
+                ended += 1
+        if not jid.resource:
+            fast.revoke(jid)
+    return CommandResult(f"{ended} sessions are over")
+
+
+def command_set_password(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.7: all sessions end."""
+    request.server.set_credentials(request.single(), request.credentials)
+    return CommandResult("the password is changed")
+
+
+def command_roster(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.8."""
+    owner = request.single()
+    roster = request.server.registry.feature(Roster)
+    items = (roster_item(contact, item) for contact, item in roster.contacts(owner))
+    return CommandResult(fields=[Field("accountjids", value=str(owner))], elements=[E(ROSTER("query"), None, *items)])
+
+
+def command_last_login(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.9: since when the newest session is there, or when the last one ended."""
+    owner = request.single()
+    known = show_user(request.server, {"jid": str(owner)})
+    moments = [session["since"] for session in known["sessions"]] or [known["last_seen"] or "never"]
+    return CommandResult(fields=[Field("accountjids", value=str(owner)), Field("lastlogin", value=max(moments))])
+
+
+def command_statistics(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.10."""
+    known = show_user(request.server, {"jid": str(request.single())})
+    return CommandResult(fields=[
+        Field("ipaddresses", "list-multi", value=sorted({session["peer"] for session in known["sessions"]})),
+        Field("rostersize", value=str(known["contacts"])),
+        Field("onlineresources", "text-multi", value=[session["resource"] for session in known["sessions"]]),
+    ])  # fmt: skip
+
+
+def registered_users(request: CommandRequest) -> list[str]:
+    """Return the accounts of the host."""
+    users: list[str] = list_users(request.server, {"domain": request.host})["users"]
+    return users
+
+
+def online_users(request: CommandRequest) -> list[str]:
+    """Return the accounts of the host that have a session."""
+    return sorted({str(session.bare) for session in request.server.all_sessions()
+                   if session.jid.domain == request.host})  # fmt: skip
+
+
+def command_number(var: str, users: Callable[[CommandRequest], list[str]]) -> Callable[[CommandRequest], CommandResult]:
+    """XEP-0133 §4.13, §4.15: how many there are."""
+    return lambda request: CommandResult(fields=[Field(var, value=str(len(users(request))))])
+
+
+def command_list(var: str, users: Callable[[CommandRequest], list[str]]) -> Callable[[CommandRequest], CommandResult]:
+    """XEP-0133 §4.18, §4.20: the first of them."""
+
+    def function(request: CommandRequest) -> CommandResult:
+        found, most = users(request), request.values.get("max_items", "25")
+        shown = found if most == "none" else found[: int(most)]
+        return CommandResult(f"{len(shown)} of {len(found)}", [Field(var, "jid-multi", value=shown)])
+
+    return function
+
+
+def command_announce(request: CommandRequest) -> CommandResult:
+    """XEP-0133 §4.23."""
+    announce(request.server, request.host, request.values["announcement"])
+    return CommandResult("it is said")
+
+
+def announce(server: Server, host: str, lines: Sequence[str]) -> None:
+    """Say something to everybody who is available on a host; nobody finds it later."""
+    message = Stanza(MESSAGE, {"type": "headline", "from": host})
+    message.add(E(CLIENT("subject"), None, "Announcement"))
+    message.add(E(CLIENT("body"), None, "\n".join(lines)[:MAX_ANNOUNCEMENT]))
+    for session in list(server.all_sessions()):
+        if session.presence is not None and session.jid.domain == host:
+            session.send(message.addressed(to=session.full))
+
+
+def command_end_run(again: bool) -> Callable[[CommandRequest], CommandResult]:
+    """XEP-0133 §4.30, §4.31: in a while, so that the answer is still heard; everybody may be told before."""
+
+    def function(request: CommandRequest) -> CommandResult:
+        if lines := request.values.get("announcement"):
+            for host in request.server.config.hosts:
+                announce(request.server, host, lines)
+        delay = max(1, int(request.values.get("delay", "0")))
+        log.warning("%s ends this run in %d seconds", request.sender, delay)
+        request.server.loop.call_later(delay, functools.partial(request.server.end_run, again))
+        return CommandResult(f"in {delay} seconds")
+
+    return function
+
+
+ACCOUNT = Field("accountjid", "jid-single", "The account", required=True)
+SEVERAL_ACCOUNTS = Field("accountjids", "jid-multi", "The accounts", required=True)
+NEW_PASSWORD = (Field("password", "text-private", "The password", required=True),
+                Field("password-verify", "text-private", "Once more"))  # fmt: skip
+HOW_MANY = Field("max_items", "list-single", "How many to show", "25", LIST_SIZES)
+WORDS = Field("announcement", "text-multi", "What to say", required=True)
+ENDING = (Field("delay", "list-single", "When", "60", DELAYS),
+          Field("announcement", "text-multi", "What to tell those who are online"))  # fmt: skip
+
+COMMAND_LIST: dict[str, AdHocCommand] = {
+    f"{ADMIN}#add-user": AdHocCommand("Add a user", (ACCOUNT, *NEW_PASSWORD), command_add_user),
+    f"{ADMIN}#delete-user": AdHocCommand("Delete users", (SEVERAL_ACCOUNTS,), command_delete_users),
+    f"{ADMIN}#disable-user": AdHocCommand("Disable users", (SEVERAL_ACCOUNTS,), command_disable_users),
+    f"{ADMIN}#reenable-user": AdHocCommand("Re-enable users", (SEVERAL_ACCOUNTS,), command_enable_users),
+    f"{ADMIN}#end-user-session": AdHocCommand("End sessions", (SEVERAL_ACCOUNTS,), command_end_sessions),
+    f"{ADMIN}#change-user-password": AdHocCommand("Change a password", (ACCOUNT, *NEW_PASSWORD), command_set_password),
+    f"{ADMIN}#get-user-roster": AdHocCommand("See a user's contacts", (ACCOUNT,), command_roster),
+    f"{ADMIN}#get-user-lastlogin": AdHocCommand("See a user's last login", (ACCOUNT,), command_last_login),
+    f"{ADMIN}#user-stats": AdHocCommand("See a user's numbers", (ACCOUNT,), command_statistics),
+    f"{ADMIN}#get-registered-users-num": AdHocCommand(
+        "Count the users", (), command_number("registeredusersnum", registered_users)),
+    f"{ADMIN}#get-online-users-num": AdHocCommand(
+        "Count who is online", (), command_number("onlineusersnum", online_users)),
+    f"{ADMIN}#get-registered-users-list": AdHocCommand(
+        "List the users", (HOW_MANY,), command_list("registereduserjids", registered_users)),
+    f"{ADMIN}#get-online-users-list": AdHocCommand(
+        "List who is online", (HOW_MANY,), command_list("onlineuserjids", online_users)),
+    f"{ADMIN}#announce": AdHocCommand("Announce something", (WORDS,), command_announce),
+    f"{ADMIN}#restart": AdHocCommand("Restart the server", ENDING, command_end_run(True)),
+    f"{ADMIN}#shutdown": AdHocCommand("Shut the server down", ENDING, command_end_run(False)),
+}  # fmt: skip
+
+
+class CommandSession(NamedTuple):
+    """A form that is being filled in (XEP-0050 §3.3)."""
+
+    sender: JID
+    node: str
+    until: float  # by the loop's clock
+
+
+class AdHocCommands(Feature):
+    """Ad-Hoc Commands (XEP-0050), with those of XEP-0133 for administrators.
+
+        C: <iq type='set' id='c1' to='example.org'><command xmlns='http://jabber.org/protocol/commands'
+             node='http://jabber.org/protocol/admin#get-online-users-num' action='execute'/></iq>
+        S: <iq type='result' id='c1' from='example.org'><command … status='completed'>…</command></iq>
+
+    Who may is decided by the whole bare JID, which may be one of another server (threat S53).
+    """
+
+    namespace = COMMANDS
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self._sessions: OrderedDict[str, CommandSession] = OrderedDict()
+
+    # -- which there are (§2.1, §2.2)
+
+    def _may(self, sender: JID, command: AdHocCommand) -> bool:
+        is_local = command.who == "local" and sender.domain in self.server.config.hosts
+        return is_local or sender.bare in self.server.config.admins
+
+    def disco_node(self, request: Iq, node: str) -> Element | None:
+        """§2.2: the commands that this asker may use; §2.1: one of them, as an "automation"."""
+        if request.owner.local or (node != COMMANDS and node not in COMMAND_LIST):
+            return None
+        about = E(request.payload.tag, node=node)
+        is_items = request.payload.tag == DISCO_ITEMS("query")
+        if node == COMMANDS and is_items:
+            about.extend(E(DISCO_ITEMS("item"), jid=request.owner.domain, node=name, name=command.title)
+                         for name, command in COMMAND_LIST.items() if self._may(request.sender, command))  # fmt: skip
+            return about
+        if node != COMMANDS and not self._may(request.sender, COMMAND_LIST[node]):
+            raise StanzaError("forbidden")
+        if not is_items:
+            kind = "command-list" if node == COMMANDS else "command-node"
+            name = "Commands" if node == COMMANDS else COMMAND_LIST[node].title
+            about.append(E(DISCO_INFO("identity"), category="automation", type=kind, name=name))
+            about.extend(E(DISCO_INFO("feature"), var=var) for var in (COMMANDS, DATA_FORMS))
+        return about
+
+    # -- running one (§2.4)
+
+    @iq("set", COMMANDS("command"), to="server", who="local remote")
+    def command(self, request: Iq) -> Answer:
+        """§2.4, §3.4: begin, cancel, or take the form; there is no other stage to go to."""
+        node, action = request.payload.get("node", ""), request.payload.get("action", "execute")
+        command = COMMAND_LIST.get(node)
+        if command is None:
+            raise StanzaError("item-not-found")
+        if not self._may(request.sender, command):
+            raise StanzaError("forbidden", kind="cancel")
+        if action not in ("execute", "complete", "cancel"):
+            wrong = "bad-action" if action in ("next", "prev") else "malformed-action"
+            raise StanzaError("bad-request", application=E(COMMANDS(wrong)))
+        id = request.payload.get("sessionid")
+        if id is None:
+            return self._begin(request, node, command)
+        self._check_session(request, node, id)
+        if action == "cancel":
+            del self._sessions[id]
+            return E(COMMANDS("command"), node=node, sessionid=id, status="canceled")
+        return self._take(request, command, id)
+
+    def _begin(self, request: Iq, node: str, command: AdHocCommand) -> Answer:
+        id = secrets.token_urlsafe(12)
+        if not command.fields:
+            asked = CommandRequest(self.server, request.sender, request.owner.domain, {})
+            return self._perform(command, asked, node, id)
+        self._sessions[id] = CommandSession(request.sender, node, self.server.loop.now() + COMMAND_TIMEOUT)
+        if len(self._sessions) > MAX_COMMAND_SESSIONS:
+            self._sessions.popitem(last=False)
+        actions = E(COMMANDS("actions"), {"execute": "complete"}, E(COMMANDS("complete")))
+        form = command.template.fill().to_element()
+        return E(COMMANDS("command"), {"node": node, "sessionid": id, "status": "executing"}, actions, form)
+
+    def _check_session(self, request: Iq, node: str, id: str) -> None:
+        """§4.4: a session is its asker's, for its command, and for a while; all else has no session."""
+        session = self._sessions.get(id)
+        if session is None or session.sender != request.sender or session.until < self.server.loop.now():
+            raise StanzaError("not-allowed", application=E(COMMANDS("session-expired")))
+        if session.node != node:
+            raise StanzaError("bad-request", application=E(COMMANDS("bad-sessionid")))
+
+    def _take(self, request: Iq, command: AdHocCommand, id: str) -> Answer:
+        """§3.5.1: what is wrong in the form can be mended, so the session lasts until it is right."""
+        node, form = request.payload.get("node", ""), Form.within(request.payload)
+        values = None if form is None else command.template.read(form)
+        if values is None:
+            raise StanzaError("bad-request", "the form is missing", application=E(COMMANDS("bad-payload")))
+        asked = CommandRequest(self.server, request.sender, request.owner.domain, values)
+        if "password" not in values:
+            return self._perform(command, asked, node, id)
+        if values.get("password-verify", values["password"]) != values["password"]:
+            raise StanzaError("not-acceptable", "the passwords differ", application=E(COMMANDS("bad-payload")))
+
+        def go_on(credentials: Mapping[str, Any]) -> Payload:
+            return self._perform(command, replace(asked, credentials=credentials), node, id)
+
+        owner = values["accountjid"]
+        try:
+            saslprep(values["password"])
+        except ValueError as error:
+            raise StanzaError("not-acceptable", str(error), application=E(COMMANDS("bad-payload"))) from None
+        return Later(new_credentials, (values["password"], owner, self.server.config.compat.digest_md5), go_on)
+
+    def _perform(self, command: AdHocCommand, asked: CommandRequest, node: str, id: str) -> Element:
+        try:
+            outcome = command.function(asked)
+        except ConfigError as error:  # from a function of the control channel
+            raise StanzaError("not-acceptable", str(error), application=E(COMMANDS("bad-payload"))) from None
+        if command.fields:
+            self._sessions.pop(id, None)
+            log.info("%s has done: %s", asked.sender, command.title)
+        done = E(COMMANDS("command"), node=node, sessionid=id, status="completed")
+        if outcome.note:
+            done.append(E(COMMANDS("note"), {"type": "info"}, outcome.note))
+        if outcome.fields:
+            form = Form("result", [Field(FORM_TYPE, "hidden", value=ADMIN), *outcome.fields]).to_element()
+            form.extend(outcome.elements)
+            done.append(form)
+        return done
+
+
+class ContactAddresses(Feature):
+    """Contact Addresses for XMPP Services (XEP-0157): whom to write to about abuse, security and the rest.
+
+        S: … <x xmlns='jabber:x:data' type='result'><field var='FORM_TYPE' type='hidden'>
+             <value>http://jabber.org/network/serverinfo</value></field>
+             <field var='abuse-addresses'><value>mailto:abuse@example.org</value></field></x> …
+    """
+
+    def disco_info(self, request: Iq, info: Element) -> None:
+        """§3: a form in disco#info of the server, if the owner has named anybody."""
+        contact = self.server.config.contact
+        named = [Field(f"{one.name}-addresses", "list-multi", value=uris)
+                 for one in fields(Contact) if (uris := getattr(contact, one.name))]  # fmt: skip
+        if named and not request.owner.local:
+            info.append(Form("result", [Field(FORM_TYPE, "hidden", value=SERVER_INFO), *named]).to_element())
+
+
 # ==== 26. Learning: the trace ====
 #
 # `xmppd run --trace` prints what is said, as the specifications print it: C: for what the
@@ -20241,6 +20717,8 @@ FEATURES: tuple[type[Feature], ...] = (
     ExtensibleSasl,
     Bosh,
     Federation,  # the last: when it says goodbye, all others have said what they had to say
+    AdHocCommands,
+    ContactAddresses,
 )
 
 FOUNDATIONS = (  # what is built into a chapter rather than into a feature
@@ -20265,6 +20743,7 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("XEP-0106", "JID Escaping", "4"),
     ("XEP-0124", "Bidirectional-streams Over Synchronous HTTP (BOSH)", "24"),
     ("XEP-0128", "Service Discovery Extensions (of nodes)", "20"),
+    ("XEP-0133", "Service Administration", "25"),
     ("XEP-0153", "vCard-Based Avatars", "18, 20"),
     ("XEP-0178", "SASL EXTERNAL with Certificates", "9, 10, 23"),
     ("XEP-0185", "Dialback Key Generation and Validation", "23"),
@@ -20278,6 +20757,7 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("XEP-0368", "Direct TLS", "12, 23"),
     ("XEP-0410", "MUC Self-Ping", "21"),
     ("XEP-0421", "Occupant Identifiers for Semi-Anonymous MUCs", "21"),
+    ("XEP-0377", "Blocking Command Reports", "19"),
     ("XEP-0402", "PEP Native Bookmarks", "20"),
     ("XEP-0440", "SASL Channel-Binding Type Capability", "11"),
     ("XEP-0474", "SASL SCRAM Downgrade Protection", "10"),
@@ -20572,6 +21052,8 @@ class Run:
         except ConfigError:
             self.storage.close()
             raise
+        self.server.end_run = self._end_by_command
+        self.starts_again = False
         self.control = ControlChannel(self.server)
         if options.trace:
             self.server.trace = Trace(print_trace_line, colour=sys.stdout.isatty())
@@ -20610,6 +21092,12 @@ class Run:
         gc.collect()
         gc.freeze()
         gc.set_threshold(700, 10, 1000)
+
+    def _end_by_command(self, again: bool) -> None:
+        """As if a signal had come; what runs `again` is this process, with the same words (XEP-0133 §4.30)."""
+        self.starts_again = again
+        if not self.ended_by:
+            self._end(signal.SIGTERM)
 
     def _end(self, number: int) -> None:
         """The first signal ends politely, the second at once; what is acknowledged is on disk either way."""
@@ -20679,10 +21167,14 @@ def run(options: argparse.Namespace) -> int:
     """Serve."""
     set_up_logging(logging.DEBUG if options.verbose else logging.INFO)
     try:
-        return Run(configured(options), options).serve()
+        this = Run(configured(options), options)
+        status = this.serve()
     except ConfigError as error:
         log.error("%s", error)
         return 1
+    if this.starts_again:
+        os.execv(sys.executable, sys.orig_argv)
+    return status
 
 
 def greeting(server: Server, authority: Path | None, command: str) -> Iterator[str]:

@@ -51,6 +51,8 @@ KEYS = [
     ("[compat]\niq_auth = false", "compat.iq_auth", False),
     ("[compat]\ncompression = true", "compat.compression", True),
     ("[compat]\ndigest_md5 = true", "compat.digest_md5", True),
+    *((f'[contact]\n{entry.name} = ["mailto:a@b.org"]', f"contact.{entry.name}", ("mailto:a@b.org",))
+      for entry in fields(xmppd.Contact)),
     ("[federation]\nenabled = true", "federation_enabled", True),
     ("[federation]\nenabled = false", "federation_enabled", False),
     ('[federation]\nnameservers = ["127.0.0.1:53"]', "federation_nameservers", (Address(socket.AF_INET, "127.0.0.1", 53),)),
@@ -162,6 +164,8 @@ MISTAKES = [
         (f"[limits]\nanswer_timeout = {value}", f"[limits] answer_timeout: expected a number of seconds from 1 to 86400, found {value}")
         for value in ("0", "nan", "inf", "86401", "true")
     ),
+    ("[contact]\nabuse = ['me']", "[contact] abuse: expected a list of URIs such as "
+     """["mailto:abuse@example.org", "xmpp:alice@example.org"], found 'me'"""),
     ("[compat]\niq_auth = 'no'", "[compat] iq_auth: expected true or false, found 'no'"),
     ("[storage]\nsync = 0", "[storage] sync: expected true or false, found 0"),
     *(
@@ -463,6 +467,7 @@ def used_keys() -> set[str]:
     fields_of = {key: key.replace(".", "_") for key in xmppd.CONFIG_KEYS}
     fields_of |= {"tls.client_ca": "client_ca", "tls.certificate": "tls", "tls.key": "tls"}
     fields_of |= {key: key for key in fields_of if key.startswith(("listen.", "limits.", "compat."))}
+    fields_of |= {key: "contact" for key in fields_of if key.startswith("contact.")}  # all by one loop
     return {key for key, name in fields_of.items() if name in read}
 
 
