@@ -19773,7 +19773,6 @@ class Bosh(Feature):
         exchange.answer(200, bosh_body({"type": "terminate", "condition": condition}), "text/xml; charset=utf-8")
 
 
-# ==== 25. Administration: the control channel ====
 # ==== 25. Administration: the control channel, commands ====
 #
 # While the server runs, its files belong to it: what it has in memory would overwrite what
