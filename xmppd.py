@@ -9970,7 +9970,7 @@ MAX_ARCHIVE_PAGE_BYTES = 512 * 1024  # of one page: it must fit into the queue o
 MAX_LEDGERS = 20_000  # archives whose newest id is in memory, 400 bytes each
 RETRACTION_SLICES = 10  # of a turn's work that are spent on finding a message which its author takes back
 MAX_RETRACTIONS = 1000  # waiting to be carried out: the messages of more remain, as do their retractions
-PURGE_INTERVAL = 24 * 3600.0  # seconds between two looks for what is older than the archive keeps
+FIRST_PURGE, PURGE_INTERVAL = 60.0, 24 * 3600.0  # seconds from the start, and between two looks for what is too old
 
 UNARCHIVED_TYPES = frozenset({"groupchat", "headline", "error"})  # rooms have archives of their own (§6.1.1)
 UNARCHIVED = frozenset({HINTS("no-store"), HINTS("no-storage"), HINTS("no-permanent-store"),
@@ -10027,6 +10027,23 @@ def stamp_of(second: int) -> str:
 def moment_of(id: str) -> int:
     """Return the moment that an archive id names, in microseconds since 1970."""
     return int(id[:14], 16)
+
+
+def new_archive_id(after: int = 0) -> str:
+    """Return an id of this moment, or of a later one if there is one `after` it already (microseconds since 1970)."""
+    return f"{max(time.time_ns() // 1000, after + 1):014x}{secrets.token_hex(8)}"
+
+
+def read_record(line: bytes) -> Mapping[str, str] | None:
+    """Return a record of an archive; None for what only an editor can have put there."""
+    try:
+        record = json.loads(line)
+        if ARCHIVE_ID.fullmatch(record["id"]) and record["stanza"].startswith("<message"):
+            return dict(record)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    log.error("a record of an archive cannot be read: left out")
+    return None
 
 
 def first_id_at(moment: datetime) -> bytes:
@@ -10124,11 +10141,15 @@ class Archives:
         self._ledgers: dict[JID, Ledger] = {}
         self._quoted: tuple[Stanza, bytes, bytes] | None = None  # a stanza, its content, and both as JSON
 
-    def append(self, owner: JID, other: str, stanza: Stanza, most: int) -> str:
-        """Add a message and return its id; the oldest go when there are more than `most` bytes."""
+    def append(self, owner: JID, other: str, stanza: Stanza, most: int, id: str = "") -> str:
+        """Add a message and return its id, the given one if it is newer than all others.
+
+        The oldest go when there are more than `most` bytes.
+        """
         ledger = self._ledger(owner)
-        moment = max(time.time_ns() // 1000, ledger.latest + 1)
-        id = f"{moment:014x}{secrets.token_hex(8)}"
+        if not id or moment_of(id) <= ledger.latest:
+            id = new_archive_id(ledger.latest)
+        moment = moment_of(id)
         if (month := month_of(moment // 1_000_000)) != ledger.part.resource:
             ledger.part = _part(owner, month)
             ledger.months.append(month)
@@ -10169,11 +10190,17 @@ class Archives:
 
     def edge(self, owner: JID, *, last: bool) -> Mapping[str, str] | None:
         """Return the oldest record, or the last; None if there is none."""
-        for line in self.scan(owner, Selection(backward=last), b""):
-            if line is not None:
-                record: Mapping[str, str] = json.loads(line)
-                return record
-        return None
+        return next(self._records(owner, Selection(backward=last)), None)
+
+    def newest(self, owner: JID, amount: int) -> list[Mapping[str, str]]:
+        """Return the last records, in their order."""
+        found = self._records(owner, Selection(backward=True))
+        return [record for _, record in zip(range(amount), found, strict=False)][::-1]
+
+    def _records(self, owner: JID, wanted: Selection) -> Iterator[Mapping[str, str]]:
+        for line in self.scan(owner, wanted, b""):
+            if line is not None and (record := read_record(line)) is not None:
+                yield record
 
     def find(self, owner: JID, id: str) -> tuple[JID, int, bytes] | None:
         """Return the part, the offset and the line of a record, or None if there is none of that id."""
@@ -10188,7 +10215,7 @@ class Archives:
     def get(self, owner: JID, id: str) -> Mapping[str, str] | None:
         """Return a record by its id."""
         found = self.find(owner, id)
-        return None if found is None else json.loads(found[2])
+        return None if found is None else read_record(found[2])
 
     def _months(self, owner: JID) -> list[str]:
         return self._ledger(owner).months
@@ -10207,8 +10234,8 @@ class Archives:
                 if not wanted.maximum and wanted.contact is None:
                     total += 1
                     continue
-                record = json.loads(line)
-                if not wanted.holds(record, owner):
+                record = read_record(line)
+                if record is None or not wanted.holds(record, owner):
                     continue
                 total, size = total + 1, size + len(line)
                 if wanted.maximum and (len(records) == wanted.maximum or (records and size > MAX_ARCHIVE_PAGE_BYTES)):
@@ -10259,6 +10286,17 @@ class Archives:
         self.log.drop_before(part, offset)
         self.forget(owner)
 
+    def trim(self, owner: JID, most: int) -> None:
+        """Drop the oldest records if there are far more than `most`."""
+        ledger = self._ledger(owner)
+        amount = self.log.count(ledger.part)
+        if amount > 2 * most:
+            self.log.drop(ledger.part, amount - most)
+        if amount >= most and len(ledger.months) > 1:
+            for month in ledger.months[:-1]:
+                self.log.drop_before(_part(owner, month), self.log.find(_part(owner, month)).end)
+            self.forget(owner)
+
     def purge(self, owner: JID, before: bytes) -> None:
         """Drop the records whose id is smaller than `before`."""
         for month in list(self._months(owner)):
@@ -10277,9 +10315,10 @@ class Archives:
         the moment, which the id tells too, and the shortest body.
         """
         found = self.find(owner, id)
-        if found is None or "gone" in (record := json.loads(found[2])):
+        if found is None or (old := read_record(found[2])) is None or "gone" in old:
             return found is not None
         part, offset, line = found
+        record = dict(old)
         message = parse_element(record.pop("stanza"))
         record.pop("at", None)
         shell = Stanza(MESSAGE, {key: value for key, value in message.attrib.items() if key != XML_LANG})
@@ -10295,9 +10334,14 @@ class Archives:
         """Return when a message came, as XEP-0082 writes it."""
         return record.get("at") or stamp_of(moment_of(record["id"]) // 1_000_000)
 
-    def message(self, owner: JID, record: Mapping[str, str]) -> str:
-        """Return the XML of a message, or of its tombstone (XEP-0424 §4, XEP-0425 §4), to stand in a foreign parent."""
+    def message(self, owner: JID, record: Mapping[str, str], more: str = "") -> str:
+        """Return the XML of a message, or of its tombstone (XEP-0424 §4, XEP-0425 §4), to stand in a foreign parent.
+
+        `more` is XML to be added.
+        """
         xml = self._tombstone(owner, record) if "gone" in record else record["stanza"]
+        if more:
+            xml = f"{xml[:-2]}>{more}</message>" if xml.endswith("/>") else f"{xml[:-10]}{more}</message>"
         return f"<message xmlns='{CLIENT}'{xml[8:]}"
 
     def _tombstone(self, owner: JID, record: Mapping[str, str]) -> str:
@@ -10312,6 +10356,24 @@ class Archives:
             retracted.extend(details if details is not None else ())
         tombstone.append(retracted)
         return serialize(tombstone, CLIENT)
+
+
+def keep_only_what_is_wanted(server: Server, archives: Archives, domains: Callable[[], Iterable[str]]) -> None:
+    """Once a day, and a minute after the start, drop what is older than `[archive] keep`: one archive per turn."""
+
+    def again() -> None:
+        server.loop.call_later(PURGE_INTERVAL, again)
+        if server.config.archive_keep is not None:
+            server.loop.in_slices(purge(first_id_at(datetime.now(UTC) - server.config.archive_keep)))
+
+    def purge(before: bytes) -> Iterator[None]:
+        for domain in domains():
+            for owner in archives.log.owners_in_parts(domain):
+                if not server.storage.failed:
+                    archives.purge(owner, before)
+                yield
+
+    server.loop.call_later(FIRST_PURGE, again)
 
 
 # -- asking an archive (XEP-0313 §4)
@@ -10378,15 +10440,19 @@ def read_selection(archives: Archives, owner: JID, query: Element) -> Selection:
                      page.before is not None)  # fmt: skip
 
 
-def archive_results(archives: Archives, owner: JID, page: ArchivePage, query: Element) -> Iterator[str]:
-    """Yield the `<result/>`s of a page, in the order in which they are to be sent (§4.2, §4.3.4)."""
+def archive_results(archives: Archives, owner: JID, page: ArchivePage, query: Element,
+                    more: Callable[[Mapping[str, str]], str] = lambda record: "") -> Iterator[bytes]:  # fmt: skip
+    """Yield the `<result/>`s of a page, in the order in which they are to be sent (§4.2, §4.3.4).
+
+    `more` gives XML to be added to the message of a record.
+    """
     queryid = query.get("queryid")
     named = "" if queryid is None else f" queryid='{escape_attribute(queryid)}'"
     is_flipped = query.find(MAM("flip-page")) is not None
     for record in reversed(page.records) if is_flipped else page.records:
         yield (f"<result xmlns='{MAM}'{named} id='{record['id']}'><forwarded xmlns='{FORWARD}'>"
-               f"<delay xmlns='{DELAY}' stamp='{archives.moment(record)}'/>{archives.message(owner, record)}"
-               f"</forwarded></result>")  # fmt: skip
+               f"<delay xmlns='{DELAY}' stamp='{archives.moment(record)}'/>"
+               f"{archives.message(owner, record, more(record))}</forwarded></result>").encode()  # fmt: skip
 
 
 def archive_end(wanted: Selection, page: ArchivePage) -> Element:
@@ -10448,7 +10514,7 @@ class Archive(Feature):
         self.archives = Archives(server.storage, "archive")
         self.preferences = server.storage.documents("archive-preferences", dict)
         self._retractions: deque[tuple[JID, str]] = deque()  # account and id of those to be carried out
-        server.loop.call_later(PURGE_INTERVAL, self._purge)
+        keep_only_what_is_wanted(server, self.archives, lambda: server.config.hosts)
 
     # -- keeping
 
@@ -10513,7 +10579,7 @@ class Archive(Feature):
         wanted = read_selection(self.archives, owner, request.payload)
         page = yield from self.archives.select(owner, wanted)
         for result in archive_results(self.archives, owner, page, request.payload):
-            session.send(Stanza(MESSAGE, {"from": str(owner), "to": session.full}, result.encode()))
+            session.send(Stanza(MESSAGE, {"from": str(owner), "to": session.full}, result))
         return archive_end(wanted, page)
 
     @iq("get", MAM("query"), to="self")
@@ -10591,21 +10657,6 @@ class Archive(Feature):
                     return
                 if not slices_left:
                     return
-
-    def _purge(self) -> None:
-        self.server.loop.call_later(PURGE_INTERVAL, self._purge)
-        self.server.loop.in_slices(self.purge())
-
-    def purge(self) -> Iterator[None]:
-        """Drop what is older than `[archive] keep`, one account per turn."""
-        keep = self.server.config.archive_keep
-        if keep is None:
-            return
-        before = first_id_at(datetime.now(UTC) - keep)
-        for host in self.server.config.hosts:
-            for owner in self.archives.log.owners_in_parts(host):
-                self.archives.purge(owner, before)
-                yield
 
     def account_removed(self, owner: JID) -> None:
         """The next owner of the name begins with nothing."""
@@ -14024,8 +14075,9 @@ def old_bookmarks(storage: Element) -> dict[str, Element]:
 # A `Room` holds the state of one room and says what to send by its `emit`; the feature
 # `MultiUserChat` owns the rooms' domains, answers requests and keeps what must last: the
 # persistent rooms' configuration, affiliations, subject and latest messages. What is said
-# is serialised once, however many are in the room. Left out: archives (XEP-0313), locked
-# nicknames (§18.1), and the approval of registrations (§9.9): who may register is a member.
+# is serialised once, however many are in the room, and archived as accounts' messages are
+# (chapter 16); what newcomers get to hear comes from there. Left out: locked nicknames
+# (§18.1), and the approval of registrations (§9.9): who may register is a member.
 
 AFFILIATIONS = ("outcast", "none", "member", "admin", "owner")  # in this order of power (§5.2)
 ROLES = ("none", "visitor", "participant", "moderator")  # likewise (§5.1)
@@ -14049,8 +14101,6 @@ RELAY_TIMEOUT = 120.0  # seconds until an unanswered request between occupants i
 EXTRA_PLACES = 20  # in a full room, for its admins and owners (§7.2.9)
 HISTORY_DEFAULT, HISTORY_MOST = 25, 200  # messages that newcomers get
 MAX_HISTORY_BYTES = 512 * 1024  # of them, per room, in memory
-LOGGED_HISTORY = 1000  # messages kept on disk for a room whose owner has switched logging on
-MAX_LOG_BYTES = 8 * 1024 * 1024  # of one room's messages on disk
 
 GONE_CONDITIONS = frozenset({
     "gone", "item-not-found", "recipient-unavailable", "redirect", "remote-server-not-found", "remote-server-timeout",
@@ -14080,7 +14130,8 @@ ROOM_FORM = FormTemplate(
         Field("muc#roomconfig_presencebroadcast", "list-multi", "Whose presence is shown?", list(EVERYBODY), EVERYBODY),
         Field("muc#roomconfig_getmemberlist", "list-multi", "Which members may see the list of members?",
               ["moderator", "participant"], EVERYBODY),
-        Field("muc#roomconfig_enablelogging", "boolean", "Keep a long record of what is said?", False),
+        Field("muc#roomconfig_enablearchiving", "boolean", "Keep an archive of what is said?", True),
+        Field("muc#roomconfig_enablelogging", "boolean", "May people outside of the room read the archive?", False),
         Field("muc#maxhistoryfetch", label="How many earlier messages do newcomers get?", value=HISTORY_DEFAULT,
               numbers=range(0, HISTORY_MOST + 1)),
         Field("muc#roomconfig_roomadmins", "jid-multi", "Admins", []),
@@ -14220,14 +14271,15 @@ class Said(NamedTuple):
 
     at: str  # XEP-0082
     message: Stanza
+    author: str = ""  # the full JID
 
     @classmethod
-    def now(cls, message: Stanza, room: str) -> Said:
+    def now(cls, message: Stanza, room: str, at: str = "", author: str = "") -> Said:
         """Stamp a message; one that brings its own moment keeps it (§7.9)."""
-        at, kept = stamp(), message.addressed()
+        at, kept = at or stamp(), message.addressed()
         if kept.find(DELAY("delay")) is None:
             kept.add(E(DELAY("delay"), {"from": room, "stamp": at}))
-        return cls(at, kept)
+        return cls(at, kept, author)
 
     @classmethod
     def load(cls, record: Mapping[str, str]) -> Said:
@@ -14240,6 +14292,17 @@ class Said(NamedTuple):
     def record(self) -> dict[str, str]:
         """Return it as JSON."""
         return {"at": self.at, "stanza": self.message.wire().decode()}
+
+    def id(self, room: str) -> str:
+        """Return the id that the room gave it (XEP-0359)."""
+        ids = self.message.iterfind(STANZA_ID("stanza-id"))
+        return next((child.get("id", "") for child in ids if child.get("by") == room), "")
+
+    def original(self, room: JID) -> Stanza:
+        """Return the message without what was added for newcomers: for the archive."""
+        message = self.message.addressed()
+        message.discard(functools.partial(speaks_for, room))
+        return message
 
 
 class RoomHistory:
@@ -14255,6 +14318,11 @@ class RoomHistory:
         self.bytes += len(said.message.content)
         while self.messages and (len(self.messages) > most or self.bytes > MAX_HISTORY_BYTES):
             self.bytes -= len(self.messages.popleft().message.content)
+
+    def remove(self, unwanted: Said) -> None:
+        """Take a message out of the middle."""
+        self.messages.remove(unwanted)
+        self.bytes -= len(unwanted.message.content)
 
 
 @dataclass(slots=True, frozen=True)
@@ -14322,8 +14390,14 @@ class RoomKeeper(Protocol):
     def store(self, room: Room, key: str, item: Json) -> None:
         """Keep one part of the room's document (None: forget it), if the room is persistent."""
 
-    def remember(self, room: Room, said: Said) -> None:
-        """Keep a message of the history."""
+    def remember(self, room: Room, message: Stanza, author: str) -> str:
+        """Keep a message, if that room's are kept; return its id in any case."""
+
+    def author_of(self, room: Room, id: str) -> str:
+        """Return who has said something that is kept, as a full JID; "" if nothing of that id is."""
+
+    def bury(self, room: Room, id: str, retraction: str) -> None:
+        """Leave a tombstone where a message was."""
 
     def configured(self, room: Room) -> None:
         """Keep the configuration; the room may have become persistent, or temporary."""
@@ -14451,6 +14525,20 @@ class Room:
         if self["publicroom"] and not self["membersonly"] and not self["passwordprotectedroom"]:
             return self.affiliation_of(asker) != "outcast"
         return str(asker) in self.present or RANK[self.affiliation_of(asker)] >= RANK["member"]
+
+    def may_read(self, asker: JID) -> bool:
+        """Whether somebody may read the archive (XEP-0313 §6.1.2): who is in, who belongs here, all if it is public."""
+        if any(occupant.jid == asker.bare for occupant in self.occupants.values()):
+            return True
+        affiliation = self.affiliation_of(asker)
+        return RANK[affiliation] >= RANK["member"] or (
+            self["enablelogging"] and affiliation != "outcast" and self.is_open_to(asker))  # fmt: skip
+
+    def knows_addresses(self, asker: JID) -> bool:
+        """§7.2.3, §7.2.4: whether somebody may know who the authors really are."""
+        standing = self.standing_of(asker)
+        return (self["whois"] == "anyone" or standing.role == "moderator"
+                or RANK[standing.affiliation] >= RANK["admin"])  # fmt: skip
 
     # -- entering (§7.2)
 
@@ -14712,20 +14800,63 @@ class Room:
             self._check_subject(occupant, stanza)
         elif RANK[occupant.role] < RANK["participant"]:
             raise StanzaError("forbidden", "you have no voice in this room")  # §7.4
-        message = self._cleaned(stanza, occupant)
-        message.add(E(STANZA_ID("stanza-id"), by=self.address, id=secrets.token_urlsafe(12)))
-        if changes_subject or belongs_to_history(stanza):
-            self._keep_said(Said.now(message, self.address), changes_subject)
-        self._fan_out(message)
+        self._say(self._cleaned(stanza, occupant), stanza.get("from", ""), changes_subject)
 
-    def _keep_said(self, said: Said, is_subject: bool) -> None:
+    def _say(self, message: Stanza, author: str, is_subject: bool = False) -> None:
         """On disk first: a full one refuses, and then nothing was said."""
+        id = self._keep.remember(self, message, author)
+        add_stanza_id(message, self.address, id)
+        said = Said.now(message, self.address, author=author)
         if is_subject:
             self._keep.store(self, "subject", said.record())
             self.subject = said
-        else:
-            self._keep.remember(self, said)
+        elif belongs_to_history(message):
             self.history.add(said, self["maxhistoryfetch"])
+        self._take_back(message, id, author)
+        self._fan_out(message)
+
+    # -- taking back (XEP-0424, XEP-0425)
+
+    def _take_back(self, message: Stanza, id: str, author: str) -> None:
+        """XEP-0424 §5: nobody comes to hear it any more, if it is the author who wants that, or the room itself."""
+        retraction = message.find(RETRACT("retract"))
+        wanted = "" if retraction is None else retraction.get("id", "")
+        is_by_author = JID.parse(self.author_of(wanted) or self.address).bare == JID.parse(author).bare
+        if not wanted or not (is_by_author or author == self.address):
+            return
+        self._keep.bury(self, wanted, id)
+        for said in [said for said in self.history.messages if said.id(self.address) == wanted]:
+            self.history.remove(said)
+
+    def author_of(self, id: str) -> str:
+        """Return the full JID of who has said something that is remembered, or ""."""
+        found = (said.author for said in self.history.messages if said.id(self.address) == id)
+        return next(found, "") or self._keep.author_of(self, id)
+
+    def moderate(self, sender: JID, wish: Element) -> None:
+        """XEP-0425 §3: a moderator takes back what another has said; raises StanzaError."""
+        actor = self.standing_of(sender)
+        if actor.role != "moderator" and RANK[actor.affiliation] < RANK["admin"]:
+            raise StanzaError("forbidden", "only moderators take back what others have said")
+        if wish.find(RETRACT("retract")) is None:
+            raise StanzaError("feature-not-implemented", "messages can be taken back, nothing else")
+        author = self.author_of(wish.get("id", ""))
+        if not author:
+            raise StanzaError("item-not-found", "the room does not remember this message")
+        if author == self.address or RANK[self.affiliation_of(JID.parse(author))] > RANK[actor.affiliation]:
+            raise StanzaError("not-allowed", "this person's affiliation is higher than yours")
+        self._say(self._moderation(sender, wish), self.address)
+
+    def _moderation(self, sender: JID, wish: Element) -> Stanza:
+        moderated, reason = E(MODERATE("moderated")), child_text(wish, MODERATE("reason"))[:MAX_REASON]
+        occupant = self.present.get(str(sender))
+        if occupant is not None:
+            moderated.set("by", f"{self.address}/{occupant.nick}")
+            moderated.append(E(OCCUPANT_ID("occupant-id"), id=occupant.id))
+        told = E(RETRACT("reason"), None, reason) if reason else None
+        message = Stanza(MESSAGE, {"type": "groupchat", "from": self.address, "id": secrets.token_urlsafe(9)})
+        message.add(E(RETRACT("retract"), {"id": wish.get("id", "")}, moderated, told))
+        return message
 
     def speaker(self, stanza: Stanza) -> Occupant:
         """Return who has sent this; raises StanzaError("not-acceptable") if nobody here has (§7.4, §7.5)."""
@@ -15112,7 +15243,9 @@ def _domain(jid: JID) -> JID:
 
 SERVICE_FEATURES = (DISCO_INFO, DISCO_ITEMS, MUC, f"{MUC}#stable_id", OCCUPANT_ID, PING, RSM)
 EVERY_ROOM = (DISCO_INFO, DISCO_ITEMS, MUC, f"{MUC}#stable_id", f"{MUC}#self-ping-optimization", f"{MUC}#register",
-              f"{MUC}#roomconfig", f"{MUC}#roominfo", OCCUPANT_ID, STANZA_ID, VCARD, REGISTER)  # fmt: skip
+              f"{MUC}#roomconfig", f"{MUC}#roominfo", OCCUPANT_ID, STANZA_ID, VCARD, REGISTER, RETRACT,
+              MODERATE)  # fmt: skip
+ARCHIVED_ROOM = (MAM, f"{MAM}#extended", f"{RETRACT}#tombstone")
 ROOM_FEATURES: Mapping[str, tuple[str, str]] = {  # §6.4: the field, what is said when it is off, and when it is on
     "passwordprotectedroom": ("muc_unsecured", "muc_passwordprotected"),
     "publicroom": ("muc_hidden", "muc_public"),
@@ -15230,7 +15363,8 @@ class MultiUserChat(Feature):
     Documents: "room", by room, for persistent rooms only: "config" (the form's fields),
     "subject" (as in the log), "creator", "vcard" (XML), "avatars" (hashes), and "@ADDRESS"
     for each affiliation: `{"affiliation": "member", "nick": "Romeo", "reason": "…"}`.
-    Log: "room-history", by room: `{"at": stamp, "stanza": XML}`.
+    Log: "room-archive", by room and month (see `Archives`): "with" is the author's full JID. It
+    begins with what "room-history" holds, of earlier versions.
     """
 
     namespace = MUC
@@ -15238,7 +15372,8 @@ class MultiUserChat(Feature):
     def __init__(self, server: Server) -> None:
         super().__init__(server)
         self.documents = server.storage.documents("room", dict)
-        self.log = server.storage.log("room-history")
+        self.archives = Archives(server.storage, "room-archive")
+        keep_only_what_is_wanted(server, self.archives, self._domains)
         self.rooms: dict[JID, Room] = {}
         self._relayed: OrderedDict[str, Relayed] = OrderedDict()
         self._spent: Counter[JID] = Counter()  # stanzas of each person in this minute
@@ -15259,6 +15394,9 @@ class MultiUserChat(Feature):
             self.server.domains[name] = RoomsDomain(self, name)
             for jid in self.documents.owners(name):
                 self._load(jid)
+
+    def _domains(self) -> list[str]:
+        return [name for name, domain in self.server.domains.items() if isinstance(domain, RoomsDomain)]
 
     def _close(self, rooms: Iterable[JID]) -> None:
         for jid in rooms:
@@ -15334,32 +15472,70 @@ class MultiUserChat(Feature):
             return
         room.has_loaded_history = True
         subject = self.documents.item(room.jid, "subject")
-        for said in self._readable(room, [subject] if subject else []):
-            room.subject = said
-        for said in self._readable(room, self.log.read(room.jid)[-HISTORY_MOST:]):
-            room.history.add(said, room["maxhistoryfetch"])
+        room.subject = self._readable(room, subject) if subject else None
+        self._import_history(room)
+        for record in self.archives.newest(room.jid, HISTORY_MOST):
+            said = self._readable(room, record)
+            if said is not None and belongs_to_history(said.message) and not is_subject_change(said.message):
+                room.history.add(said, room["maxhistoryfetch"])
 
-    def _readable(self, room: Room, records: Iterable[Mapping[str, str]]) -> Iterator[Said]:
-        for record in records:
-            try:
-                yield Said.load(record)
-            except (StreamError, KeyError) as error:  # edited by hand, or older than a stricter rule
-                log.error("a message of %s cannot be read (%r): left out", room.address, error)
+    def _import_history(self, room: Room) -> None:
+        """Take over the history that an earlier version has kept."""
+        log = self.server.storage.log("room-history")
+        if not log.size(room.jid) or self.server.storage.failed:
+            return
+        for record in log.read(room.jid):
+            if (said := self._readable(room, record)) is not None:
+                id = f"{int(parse_stamp(said.at).timestamp()) * 1_000_000:014x}{secrets.token_hex(8)}"
+                self.archives.append(room.jid, room.address, said.original(room.jid), MAX_ARCHIVE_BYTES, id)
+        log.rewrite(room.jid, ())
+
+    def _readable(self, room: Room, record: Mapping[str, str]) -> Said | None:
+        """Return what was said, with what newcomers are told of it; None for what cannot be read."""
+        if "gone" in record:
+            return None
+        try:
+            said = Said.load({"at": self.archives.moment(record) if "id" in record else record["at"], **record})
+            parse_stamp(said.at)
+        except (StreamError, KeyError, ValueError) as error:  # edited by hand, or older than a stricter rule
+            log.error("a message of %s cannot be read (%r): left out", room.address, error)
+            return None
+        if "id" in record:
+            add_stanza_id(said.message, room.address, record["id"])
+        return Said.now(said.message, room.address, said.at, record.get("with", ""))
 
     def store(self, room: Room, key: str, item: Json) -> None:
         """Keep one part of a persistent room."""
         if room["persistentroom"] and not room.locked:
             self.documents.put(room.jid, key, item)
 
-    def remember(self, room: Room, said: Said) -> None:
-        """Keep a message of a persistent room, and drop the older half now and then."""
-        if not room["persistentroom"] or room.locked:
-            return
-        self.log.append(room.jid, said.record())
-        amount = self.log.count(room.jid)
-        most = LOGGED_HISTORY if room["enablelogging"] else HISTORY_MOST
-        if amount > 2 * most or self.log.size(room.jid) > MAX_LOG_BYTES:
-            self.log.drop(room.jid, amount // 2)
+    def is_archived(self, room: Room) -> bool:
+        """Whether what is said in a room is kept, and can be asked for."""
+        return self._is_kept(room) and self.server.config.archive_enabled and room["enablearchiving"]
+
+    @staticmethod
+    def _is_kept(room: Room) -> bool:
+        return room["persistentroom"] and not room.locked
+
+    def remember(self, room: Room, message: Stanza, author: str) -> str:
+        """Keep a message of a persistent room; without an archive just as many as newcomers may get."""
+        is_archived = self.is_archived(room)
+        if not self._is_kept(room) or not is_worth_archiving(message):
+            return new_archive_id()
+        id = self.archives.append(room.jid, author, message, self.server.config.limits.archive_bytes)
+        if not is_archived:
+            self.archives.trim(room.jid, HISTORY_MOST)
+        return id
+
+    def author_of(self, room: Room, id: str) -> str:
+        """Return who has said something."""
+        record = self.archives.get(room.jid, id) if self._is_kept(room) else None
+        return record.get("with", "") if record is not None and "gone" not in record else ""
+
+    def bury(self, room: Room, id: str, retraction: str) -> None:
+        """XEP-0424 §4: its author's id in the room stays."""
+        if self._is_kept(room):
+            self.archives.bury(room.jid, id, retraction, lambda child: child.tag == OCCUPANT_ID("occupant-id"))
 
     def configured(self, room: Room) -> None:
         """Keep the whole room if it has become persistent, the configuration if it is, nothing if it isn't."""
@@ -15367,6 +15543,7 @@ class MultiUserChat(Feature):
         if not room["persistentroom"]:
             if is_stored:
                 self.server.storage.remove_owner(room.jid)
+                self.archives.forget(room.jid)
             return
         self.documents.put(room.jid, "config", dict(room.config))
         if not is_stored:
@@ -15375,12 +15552,15 @@ class MultiUserChat(Feature):
                 self.documents.put(room.jid, "subject", room.subject.record())
             for jid, entry in room.affiliations.items():
                 self.documents.put(room.jid, f"@{jid}", dict(entry))
-            self.log.rewrite(room.jid, [said.record() for said in room.history.messages])
+            for said in room.history.messages:
+                original, id = said.original(room.jid), said.id(room.address)
+                self.archives.append(room.jid, said.author, original, MAX_ARCHIVE_BYTES, id)
 
     def forget(self, room: Room) -> None:
         """The room is gone, from memory and from disk."""
         if room.jid in self.documents:
             self.server.storage.remove_owner(room.jid)  # first: a full disk refuses it
+            self.archives.forget(room.jid)
         self.rooms.pop(room.jid, None)
 
     def _tidy(self, room: Room) -> None:
@@ -15600,7 +15780,8 @@ class MultiUserChat(Feature):
         if node:
             raise StanzaError("item-not-found")
         self._load_history(room)  # with the subject
-        info = room_info(room["roomname"] or room.jid.local, room_features(room))
+        features = [*room_features(room), *(ARCHIVED_ROOM if self.is_archived(room) else ())]
+        info = room_info(room["roomname"] or room.jid.local, features)
         avatars = self.documents.item(room.jid, "avatars") or []
         info.append(room_details(room, request.sender, avatars).to_element())
         return info
@@ -15622,6 +15803,52 @@ class MultiUserChat(Feature):
     @iq("get", PING("ping"), to="rooms")
     def ping(self, request: Iq) -> None:
         """XEP-0199 §4.2, for the service itself."""
+
+    # -- the archive (XEP-0313) and moderation (XEP-0425)
+
+    @iq("set", MAM("query"), to="room")
+    def query_archive(self, request: Iq) -> Slices:
+        """XEP-0313 §6.1.2: without `to`; the author's real address only for those who may know it."""
+        room = self._readable_room(request)
+        knows = room.knows_addresses(request.sender)
+        wanted = read_selection(self.archives, room.jid, request.payload)
+        if wanted.contact is not None and wanted.contact.bare != room.jid and not knows:
+            raise StanzaError("forbidden", "who is behind the nicknames is a secret")  # §4.1.1
+        page = yield from self.archives.select(room.jid, wanted)
+
+        def author(record: Mapping[str, str]) -> str:
+            item = E(MUC_USER("item"), jid=record["with"])
+            return serialize(E(MUC_USER("x"), None, item), CLIENT) if knows and record["with"] != room.address else ""
+
+        for result in archive_results(self.archives, room.jid, page, request.payload, author):
+            self.emit(Stanza(MESSAGE, {"from": room.address, "to": str(request.sender)}, result))
+        return archive_end(wanted, page)
+
+    @iq("get", MAM("query"), to="room")
+    def archive_fields(self, request: Iq) -> Payload:
+        """XEP-0313 §4.1.5."""
+        self._readable_room(request)
+        return archive_form()
+
+    @iq("get", MAM("metadata"), to="room")
+    def archive_extent(self, request: Iq) -> Payload:
+        """XEP-0313 §5."""
+        return archive_metadata(self.archives, self._readable_room(request).jid)
+
+    def _readable_room(self, request: Iq) -> Room:
+        room = self.find(request.owner, request.sender)
+        if not room.may_read(request.sender):
+            raise StanzaError("forbidden", "enter the room first")
+        if not self.is_archived(room):
+            raise StanzaError("service-unavailable", "this room has no archive")
+        return room
+
+    @iq("set", MODERATE("moderate"), to="room")
+    def moderate(self, request: Iq) -> None:
+        """XEP-0425 §3."""
+        room = self.find(request.owner, request.sender)
+        self.spend(request.sender)
+        room.moderate(request.sender, request.payload)
 
     # -- administration (§8 to §10)
 

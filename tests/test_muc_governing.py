@@ -418,8 +418,8 @@ def fields_of(client: Client) -> dict[str, list[str]]:
             for field in answer.iter(f"{{{FORM}}}field")}  # fmt: skip
 
 
-REGISTRY = {"muc#maxhistoryfetch", "allowpm", "allowinvites", "changesubject", "enablelogging", "getmemberlist", "lang",
-            "maxusers", "membersonly", "moderatedroom", "passwordprotectedroom", "persistentroom", "presencebroadcast",
+REGISTRY = {"muc#maxhistoryfetch", "allowpm", "allowinvites", "changesubject", "enablearchiving", "enablelogging",
+            "getmemberlist", "lang", "maxusers", "membersonly", "moderatedroom", "passwordprotectedroom", "persistentroom", "presencebroadcast",
             "publicroom", "roomadmins", "roomdesc", "roomname", "roomowners", "roomsecret", "whois"}  # fmt: skip
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 
 import xmppd
 from tests.dialogue import Client
 from tests.muc import (
+    ADDRESSES,
     CONFIG,
     COVEN,
     HOST,
@@ -92,12 +94,12 @@ def test_only_persistent_rooms_are_on_disk(server: MemoryServer) -> None:
     crone.sends(f"<message type='groupchat' to='{COVEN}'><subject>Spells</subject></message>")
     forget(crone, wicca, hag)
     address = xmppd.JID.parse(COVEN)
-    documents, log = server.storage.documents("room"), server.storage.log("room-history")
-    assert address not in documents and not log.count(address)
+    documents, log = server.storage.documents("room"), server.storage.log("room-archive")
+    assert address not in documents and not log.parts(address)
     configures(crone, persistentroom=True)
-    assert documents.item(address, f"@wiccarocks@{HOST}")["affiliation"] == "admin" and log.count(address) == 1
+    assert documents.item(address, f"@wiccarocks@{HOST}")["affiliation"] == "admin" and len(archived(server)) == 1
     configures(crone, persistentroom=False)
-    assert address not in documents and not log.count(address)
+    assert address not in documents and not log.parts(address)
     configures(crone, persistentroom=True)
     forget(crone, wicca, hag)
     restarted(server)
@@ -117,25 +119,46 @@ def test_a_destroyed_room_does_not_come_back(server: MemoryServer) -> None:
         "110", "201"]  # fmt: skip
 
 
-def test_the_log_of_a_room_is_bounded(server: MemoryServer) -> None:
-    """S54: also for a room that keeps a long record"""
+def archived(server: MemoryServer) -> list[Any]:
+    """What is on disk of what was said."""
+    log, address = server.storage.log("room-archive"), xmppd.JID.parse(COVEN)
+    return [record for part in log.parts(address) for record in log.read(address.with_resource(part))]
+
+
+def test_a_room_without_an_archive_keeps_what_newcomers_may_get(server: MemoryServer) -> None:
+    """S54"""
     rooms = server.server.registry.feature(xmppd.MultiUserChat)
-    crone, wicca, hag = coven(server, persistentroom=True)
-    room, log = rooms.rooms[xmppd.JID.parse(COVEN)], server.storage.log("room-history")
-    said = xmppd.Said.now(xmppd.Stanza(xmppd.MESSAGE, {"type": "groupchat"}), COVEN)
+    crone, wicca, hag = coven(server, persistentroom=True, enablearchiving=False)
+    room, message = rooms.rooms[xmppd.JID.parse(COVEN)], xmppd.Stanza(xmppd.MESSAGE, {"type": "groupchat"})
+    message.add(xmppd.E(xmppd.CLIENT("body"), None, "O"))
     for _ in range(2 * xmppd.HISTORY_MOST + 1):
-        rooms.remember(room, said)
-    assert xmppd.HISTORY_MOST <= log.count(room.jid) <= 2 * xmppd.HISTORY_MOST
-    configures(crone, enablelogging=True)
-    for _ in range(xmppd.LOGGED_HISTORY):
-        rooms.remember(room, said)
-    assert log.count(room.jid) >= xmppd.LOGGED_HISTORY
-    large = xmppd.Stanza(xmppd.MESSAGE)
-    large.add(xmppd.E(xmppd.CLIENT("body"), None, "x" * 200_000))
-    for _ in range(100):
-        rooms.remember(room, xmppd.Said("2026-11-22T14:00:00Z", large))
-        assert log.size(room.jid) < xmppd.MAX_LOG_BYTES + 1_000_000
+        rooms.remember(room, message, ADDRESSES["thirdwitch"])
+    assert xmppd.HISTORY_MOST <= len(archived(server)) <= 2 * xmppd.HISTORY_MOST
+    configures(crone, enablearchiving=True)
+    for _ in range(2 * xmppd.HISTORY_MOST):
+        rooms.remember(room, message, ADDRESSES["thirdwitch"])
+    assert len(archived(server)) >= 3 * xmppd.HISTORY_MOST
     forget(crone, wicca, hag)
+
+
+def test_the_history_of_an_earlier_version_is_taken_over(server: MemoryServer) -> None:
+    """Once, with its moments; and what was said since comes behind it"""
+    crone, wicca, hag = coven(server, persistentroom=True)
+    hag.sends(saying("Later"))
+    forget(crone, wicca, hag)
+    restarted(server)
+    old = (f"<message type='groupchat' from='{COVEN}/thirdwitch'><body>Earlier</body>"
+           f"<delay xmlns='urn:xmpp:delay' from='{COVEN}' stamp='2002-10-13T23:58:37Z'/></message>")  # fmt: skip
+    storage, address = server.storage, xmppd.JID.parse(COVEN)
+    records = archived(server)
+    for part in storage.log("room-archive").parts(address):
+        storage.log("room-archive").rewrite(address.with_resource(part), ())
+    storage.log("room-history").append(address, {"at": "2002-10-13T23:58:37Z", "stanza": old})
+    for _ in range(2):
+        came = enters(witch(server, "thirdwitch"), "thirdwitch")
+        assert kinds(came)[:2] == ["thirdwitch", "Earlier"] and records
+        assert came[1].find("{urn:xmpp:delay}delay").get("stamp") == "2002-10-13T23:58:37Z"  # type: ignore[union-attr]
+        restarted(server)
 
 
 def test_a_message_that_cannot_be_read_costs_only_itself(server: MemoryServer) -> None:
@@ -143,8 +166,10 @@ def test_a_message_that_cannot_be_read_costs_only_itself(server: MemoryServer) -
     crone, wicca, hag = coven(server, persistentroom=True)
     hag.sends(saying("Earlier"))
     forget(crone, wicca, hag)
-    log = server.storage.log("room-history")
-    log.rewrite(xmppd.JID.parse(COVEN), [{"at": "x", "stanza": "<message"}, {}, *log.read(xmppd.JID.parse(COVEN))])
+    log = server.storage.log("room-archive")
+    address = xmppd.JID.parse(COVEN).with_resource(log.parts(xmppd.JID.parse(COVEN))[0])
+    good = log.read(address)
+    log.rewrite(address, [{"at": "x", "stanza": "<message"}, {}, {**good[0], "stanza": "<message"}, *good])
     restarted(server)
     assert kinds(enters(witch(server, "thirdwitch"), "thirdwitch"))[:2] == ["thirdwitch", "Earlier"]
 

@@ -193,8 +193,16 @@ class Nobody:
     def store(self, room: Room, key: str, item: Any) -> None:
         """Forget it."""
 
-    def remember(self, room: Room, said: Said) -> None:
+    def remember(self, room: Room, message: Stanza, author: str) -> str:
         """Forget it."""
+        return "0" * 30
+
+    def author_of(self, room: Room, id: str) -> str:
+        """Nobody said anything."""
+        return ""
+
+    def bury(self, room: Room, id: str, retraction: str) -> None:
+        """Nothing is there."""
 
     def configured(self, room: Room) -> None:
         """Forget it."""
