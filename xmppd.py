@@ -98,7 +98,7 @@ from enum import Enum
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakValueDictionary
 from xml.parsers import expat
 
@@ -164,6 +164,8 @@ DIALBACK = Namespace("jabber:server:dialback")  # XEP-0220
 FRAMING = Namespace("urn:ietf:params:xml:ns:xmpp-framing")  # RFC 7395
 HTTP_BIND = Namespace("http://jabber.org/protocol/httpbind")  # XEP-0124; what names no namespace in a body (XEP-0206)
 XBOSH = Namespace("urn:xmpp:xbosh")  # XEP-0206
+UPLOAD = Namespace("urn:xmpp:http:upload:0")  # XEP-0363
+UPLOAD_PURPOSE = Namespace("urn:xmpp:http:upload:purpose:0")
 XRD = Namespace("http://docs.oasis-open.org/ns/xri/xrd-1.0")  # RFC 6415, for XEP-0156
 DIALBACK_FEATURE = Namespace("urn:xmpp:features:dialback")
 BIDI = Namespace("urn:xmpp:bidi")  # XEP-0288
@@ -289,6 +291,10 @@ MAX_ARCHIVE_PREFERENCES = 1000  # addresses in the lists of whose messages are a
 MAX_PUSHES = 16  # app servers that wake an account's clients: one for each phone and tablet, and some old ones
 MAX_PRIVATE = 100  # private XML elements per account (XEP-0049)
 MAX_PRIVATE_BYTES = 1024 * 1024  # of private XML per account
+MAX_UPLOAD = 100 * 1024 * 1024  # bytes of one file; as ejabberd, and a short film of a phone
+MAX_UPLOADS_PER_DAY = 1024 * 1024 * 1024  # bytes of one account's files in 24 hours; Prosody allows 100 MB
+MAX_UPLOADS_PER_ACCOUNT = 4 * 1024 * 1024 * 1024  # bytes of all files of one account
+MAX_UPLOADS = 20 * 1024 * 1024 * 1024  # bytes of all files on this server: a small machine's disk has 32 to 64 GB
 
 # -- times, in seconds
 UNAUTHENTICATED_TIMEOUT = 60.0  # to log in; Prosody gives five minutes, which invites squatters
@@ -2239,6 +2245,10 @@ class Limits:
     pushes: int = bounded(MAX_PUSHES, "registrations", 0)
     private: int = bounded(MAX_PRIVATE, "elements", 0)
     private_bytes: int = bounded(MAX_PRIVATE_BYTES, "bytes", 0)
+    upload_size: int = bounded(MAX_UPLOAD, "bytes")
+    upload_day: int = bounded(MAX_UPLOADS_PER_DAY, "bytes")
+    upload_account: int = bounded(MAX_UPLOADS_PER_ACCOUNT, "bytes")
+    upload_total: int = bounded(MAX_UPLOADS, "bytes")
 
     unauthenticated_timeout: float = timed(UNAUTHENTICATED_TIMEOUT)
     silence_timeout: float = timed(SILENCE_TIMEOUT, 10)
@@ -2311,6 +2321,9 @@ class Config:
     web_url: str = ""  # "": https://HOST and our own port
     web_origins: frozenset[str] = frozenset()  # of web pages that may log people in, beside the hosts' own
     push_content: str = "nothing"
+    upload_host: str = "upload"
+    upload_keep: timedelta | None = timedelta(days=365)  # None: for ever
+    upload_check: bool = True
     muc_host: str = "conference"
     muc_create: str = "everyone"
     file: Path | None = None  # where it was read from; None: only defaults
@@ -2343,6 +2356,9 @@ CONFIG_KEYS: dict[str, ConfigReader] = {
     "federation.routes": read_routes,
     "web.url": read_url,
     "web.origins": read_origins,
+    "upload.host": read_label,
+    "upload.keep": read_duration,
+    "upload.check": read_boolean,
     "muc.host": read_label,
     "push.content": read_push_content,
     "muc.create": read_creators,
@@ -7862,13 +7878,14 @@ ElementHandler = Callable[[Any, "ClientStream", Element], None]
 InlineHandler = TypeVar("InlineHandler", bound=Callable[..., Element | None])  # of (session, request)
 Filter = TypeVar("Filter", bound=Callable[..., Any])
 
-PLACES = ("stream", "self", "account", "server", "rooms", "room")
+PLACES = ("stream", "self", "account", "server", "rooms", "room", "upload")
 ASKERS = {
     "stream": "anybody",  # there is no account yet
     "self": "owner",
     "account": "local remote",
     "rooms": "local remote",  # the rooms' domain itself
     "room": "local remote",
+    "upload": "local remote",
     "server": "local",  # so that no other server reaches registration or commands by accident
 }
 
@@ -18804,8 +18821,9 @@ WRITTEN_NAME = re.compile(rb"<[a-z]+")  # how `Stanza.wire` begins
 ORIGIN = re.compile(r"https?://([^/@\\?#]+?)(:[0-9]{1,5})?")  # RFC 6454 §6.1
 STATUS_TEXTS = {
     400: "This is no request that HTTP knows.", 403: "Not from there.", 404: "There is nothing here.",
-    405: "Not like this.", 408: "Too slow.", 411: "How long is it?", 413: "Too large.", 426: "WebSocket only.",
-    431: "Too many headers.", 500: "An error of this server's; its owner's log has it.",
+    405: "Not like this.", 409: "It is here already.", 411: "How long is it?", 413: "Too large.",
+    415: "Not of that type.", 416: "There is no such part of it.", 426: "WebSocket only.", 431: "Too many headers.",
+    500: "An error of this server's; its owner's log has it.", 507: "This server has no room for it.",
 }  # fmt: skip
 PAGE_POLICY = "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'"
 
@@ -20000,6 +20018,545 @@ class Bosh(Feature):
         exchange.answer(200, bosh_body({"type": "terminate", "condition": condition}), "text/xml; charset=utf-8")
 
 
+# -- files (XEP-0363)
+#
+#     C: <iq type='get' to='upload.example.org' id='u1'>
+#          <request xmlns='urn:xmpp:http:upload:0' filename='très cool.jpg' size='23456'/></iq>
+#     S: <iq type='result' …><slot …><put url='https://example.org:5443/upload/0f3a…/tr%C3%A8s%20cool.jpg'/>
+#          <get url='https://example.org:5443/upload/0f3a…/tr%C3%A8s%20cool.jpg'/></slot></iq>
+#     C: PUT /upload/0f3a…/tr%C3%A8s%20cool.jpg        S: 201
+#
+# Who knows the URL may fetch the file: 160 random bits stand in it, and on disk the file has
+# no other name (threat S76). A slot is a promise for five minutes and lives in memory; a file
+# is synced, then renamed, then entered in the journal, and only then confirmed. What a crash
+# leaves of one is found and removed by the next sweep. Browsers get files in a sandbox and
+# show none that could be a program (threat S75).
+
+SLOT_TIMEOUT = 300.0  # seconds from the slot to the upload (§8)
+MAX_SLOTS = 100  # that one account may hold; who sends an album asks for many at once
+FILE_PIECE = 256 * 1024  # bytes of a file in memory at a time, per transfer
+TRANSFER_TIMEOUT = 60.0  # seconds without progress; as nginx
+SPARE_DISK = 256 * 1024 * 1024  # bytes that uploads leave free: messages need a disk too
+SWEEP_INTERVAL = 3600.0  # seconds between two searches for what has expired
+SWEEP_SLICE = 0.005  # seconds of a turn that one may take
+DAY = 86_400
+UPLOAD_PATH = re.compile(r"/upload/([0-9a-f]{40})/(.+)")
+SHOWN_TYPE = re.compile(r"(image/(?!svg)|audio/|video/)[a-z0-9.+-]+|text/plain", re.IGNORECASE)
+MEDIA_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,100}/[A-Za-z0-9!#$&^_.+-]{1,100}")
+BYTE_RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
+FILE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; sandbox; frame-ancestors 'none'",
+    "Cache-Control": "private, max-age=86400, immutable", "Accept-Ranges": "bytes",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Slot:
+    """A promise to take one file (§4)."""
+
+    owner: JID  # of the account; the host's own, for the test at start
+    name: str
+    type: str  # "" if the client didn't say
+    size: int
+    until: int | None  # when the file must be gone at the latest, seconds since 1970 (§5.3)
+    taken: bool = False  # an upload has begun
+
+
+def file_title(filename: str) -> str:
+    """Return a name that is safe in URLs and headers: no path, no control characters, 200 bytes with its ending."""
+    name = re.split(r"[/\\]", filename)[-1]
+    name = "".join(sign for sign in name if sign.isprintable()).strip(" .") or "file"
+    stem, dot, ending = name.rpartition(".")
+    ending = dot + ending if stem and len(ending) <= 16 else ""
+    return name.removesuffix(ending).encode()[: 200 - len(ending.encode())].decode(errors="ignore") + ending
+
+
+def wanted_range(header: str, size: int) -> tuple[int, int] | None:
+    """Return the bytes (from, to) of a Range header, None for the whole file; raises HttpError (RFC 9110 §14)."""
+    found = BYTE_RANGE.fullmatch(header)
+    if found is None or not (found[1] or found[2]):
+        return None
+    first = int(found[1]) if found[1] else max(0, size - int(found[2]))
+    last = min(int(found[2]), size - 1) if found[1] and found[2] else size - 1
+    if first >= size or (found[2] == "0" and not found[1]):
+        raise HttpError(416, Content_Range=f"bytes */{size}")
+    return (first, last) if first <= last else None
+
+
+class FileSink:
+    """An upload on its way to the disk: a piece at a time, by a worker, and the peer waits meanwhile."""
+
+    def __init__(self, upload: HttpUpload, exchange: Exchange, path: Path, done: Callable[[], None],
+                 broken: Callable[[], None]) -> None:  # fmt: skip
+        self._disk = upload.server.storage.disk
+        self._loop = upload.server.loop
+        self._exchange = exchange
+        self._path = path
+        self._part = path.with_name(f"{path.name}.{secrets.token_hex(4)}")  # an attempt's own: another may follow
+        self._done, self._broken = done, broken
+        self._piece = bytearray()
+        self._is_writing = self._is_lost = False
+
+    def take(self, data: bytes) -> None:
+        """See `Sink`."""
+        self._piece += data
+        self._exchange.carrier.wait(TRANSFER_TIMEOUT)
+        if len(self._piece) >= FILE_PIECE:
+            self._exchange.carrier.stop()
+            self._write(self._append, self._exchange.carrier.go_on)
+
+    def finish(self) -> None:
+        """See `Sink`: the file is what it should be, or nothing is there."""
+        self._write(self._complete, self._done)
+
+    def lost(self) -> None:
+        """See `Sink`."""
+        self._is_lost = True
+        if not self._is_writing:
+            self._broken()
+            self._loop.offload(functools.partial(self._part.unlink, missing_ok=True), then=lambda _: None)
+
+    def _write(self, function: Callable[[bytes], None], then: Callable[[], None]) -> None:
+        piece, self._piece, self._is_writing = bytes(self._piece), bytearray(), True
+
+        def written(_: None) -> None:
+            self._is_writing = False
+            return self.lost() if self._is_lost else self._exchange.carrier.attempt(then)
+
+        def failed(error: BaseException) -> None:
+            log.error("%s: %s", self._part, error)
+            self._exchange.answer(507, b"This server has no room for it.\n")
+            self._is_writing = False
+            self.lost()
+
+        self._loop.offload(function, piece, then=written, failed=failed)
+
+    def _append(self, data: bytes) -> None:
+        """In a worker, which waits for the disk."""
+        self._part.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = self._disk.create(self._part)
+        try:
+            self._disk.write(file, data)
+        finally:
+            os.close(file)
+
+    def _complete(self, data: bytes) -> None:
+        """In a worker: all of it is on disk before it has its name."""
+        self._append(data)
+        file = self._disk.create(self._part)
+        try:
+            self._disk.sync(file)
+        finally:
+            os.close(file)
+        self._disk.replace(self._part, self._path)
+        self._disk.sync_folder(self._path.parent)
+
+
+class FileSource:
+    """A download: a piece is read by a worker when the one before has left."""
+
+    def __init__(self, loop: Loop, exchange: Exchange, path: Path, first: int, last: int) -> None:
+        self._loop = loop
+        self._exchange = exchange
+        self._path = path
+        self._at, self._end = first, last + 1
+
+    def send(self) -> None:
+        """Send the next piece, until there is none."""
+        carrier = self._exchange.carrier
+        if carrier.exchange is not self._exchange:
+            return  # the peer has gone
+        if self._at >= self._end:
+            return self._exchange.end_answer()
+        carrier.wait(TRANSFER_TIMEOUT)
+        self._loop.offload(self._read, min(FILE_PIECE, self._end - self._at), then=self._take, failed=self._failed)
+
+    def _read(self, size: int) -> bytes:
+        with open(self._path, "rb") as file:
+            file.seek(self._at)
+            return file.read(size)
+
+    def _take(self, data: bytes) -> None:
+        carrier = self._exchange.carrier
+        if carrier.exchange is not self._exchange:
+            return
+        if not data:
+            return carrier.connection.abort()  # a file that lost its end: better no end than a wrong one
+        self._at += len(data)
+        carrier.send_body(data)
+        carrier.connection.when_sent(self.send)
+
+    def _failed(self, error: BaseException) -> None:
+        log.error("%s: %s", self._path, error)
+        self._exchange.carrier.connection.abort()
+
+
+class UploadDomain:
+    """The address of the upload service of one host; a `Domain` (chapter 14)."""
+
+    def __init__(self, upload: HttpUpload) -> None:
+        self._upload = upload
+
+    def receive(self, stanza: Stanza, to: JID) -> None:
+        """Take a request for the service; raises StanzaError."""
+        if stanza.get("type") in ("result", "error") or stanza.tag == PRESENCE:
+            return
+        if stanza.tag != IQ or to.local or to.resource:
+            raise StanzaError("service-unavailable")
+        self._upload.server.answer(stanza, JID.parse(stanza.get("from", "")), "upload", to)
+
+
+class HttpUpload(Feature):
+    """HTTP File Upload (XEP-0363), on a domain of its own beside each host, for its accounts.
+
+    Documents: "upload", by the file's token as a name at the service: `{"owner": "romeo@example.org",
+    "name": "x.jpg", "type": "image/jpeg", "size": 23456, "at": 1763832000, "until": null}`; "uploads",
+    by account: `{"TOKEN": {"size": 23456, "at": 1763832000}}`. Files: upload.HOST/files/TOKEN.
+    """
+
+    namespace = UPLOAD
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.documents = server.storage.documents("upload", dict)
+        self.by_owner = server.storage.documents("uploads", dict)
+        self.slots: dict[JID, Slot] = {}  # by token at host
+        self.total = 0  # bytes of all files, once they have been counted
+        self._is_running = False  # the listeners are open, and all that follows has begun
+        self.reloaded()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a web port to upload to."""
+        config = self.server.config
+        return bool(config.upload_host and config.listen.web and "http/1.1" in self.server.protocols)
+
+    def _domain(self, host: str) -> str:
+        return f"{self.server.config.upload_host}.{host}"
+
+    def reloaded(self) -> None:
+        """Serve uploads beside each host, as the configuration has it now."""
+        domains = self.server.domains
+        names = {self._domain(host) for host in self.server.config.hosts} if self.is_open else set()
+        for name, domain in list(domains.items()):
+            if isinstance(domain, UploadDomain) and name not in names:
+                del domains[name]
+        for name in names - domains.keys():
+            domains[name] = UploadDomain(self)
+
+    def listening(self, opened: Sequence[tuple[str, Address]]) -> None:
+        """Count what is there, and find out whether uploads work."""
+        if self._is_running or not any(purpose == "web" for purpose, _ in opened):
+            return
+        self._is_running = True
+        self.sweep()
+        if self.server.config.upload_check and self.is_open:
+            self.server.loop.post(self._check)
+
+    def account_removed(self, owner: JID) -> None:
+        """Its files go with it."""
+        for token in self.by_owner.items(owner):
+            self._remove(JID(token, self._domain(owner.domain), ""))
+
+    def now(self) -> int:
+        """Seconds since 1970."""
+        return int(time.time())
+
+    # -- discovery (§3)
+
+    def disco_items(self, request: Iq, items: Element) -> None:
+        """A service of the host: clients look for it there, on a name of its own."""
+        name = self._domain(request.owner.domain)
+        if not request.owner.local and isinstance(self.server.domains.get(name), UploadDomain):
+            items.append(E(DISCO_ITEMS("item"), jid=name, name="HTTP File Upload"))
+
+    @iq("get", DISCO_INFO("query"), to="upload")
+    def service_info(self, request: Iq) -> Payload:
+        """With the largest size that is taken."""
+        if request.payload.get("node"):
+            raise StanzaError("item-not-found")
+        size = str(self.server.config.limits.upload_size)
+        form = E(DATA_FORMS("x"), {"type": "result"},
+                 E(DATA_FORMS("field"), {"var": "FORM_TYPE", "type": "hidden"}, E(DATA_FORMS("value"), None, UPLOAD)),
+                 E(DATA_FORMS("field"), {"var": "max-file-size"}, E(DATA_FORMS("value"), None, size)))  # fmt: skip
+        identity = E(DISCO_INFO("identity"), category="store", type="file", name="HTTP File Upload")
+        names = (DISCO_INFO, DISCO_ITEMS, UPLOAD, f"{UPLOAD_PURPOSE}#message", f"{UPLOAD_PURPOSE}#ephemeral")
+        return E(DISCO_INFO("query"), None, identity, *(E(DISCO_INFO("feature"), var=name) for name in names), form)
+
+    @iq("get", DISCO_ITEMS("query"), to="upload")
+    def service_items(self, request: Iq) -> Payload:
+        """There are none."""
+        return E(DISCO_ITEMS("query"))
+
+    # -- slots (§4)
+
+    @iq("get", UPLOAD("request"), to="upload", who="local")
+    def slot(self, request: Iq) -> Payload:
+        """§4 to §6: two URLs, which are one here."""
+        asked, owner = request.payload, request.sender.bare
+        size, kind = asked.get("size", ""), asked.get("content-type", "")
+        if not (size.isascii() and size.isdigit() and int(size[:18]) > 0) or not asked.get("filename"):
+            raise StanzaError("bad-request", "filename and size say what is to come")
+        if kind and not MEDIA_TYPE.fullmatch(kind.partition(";")[0].strip()):
+            raise StanzaError("bad-request", "content-type: expected one such as image/jpeg")
+        self._check_size(int(size[:18]))
+        self._check_quota(owner, int(size))
+        slot = Slot(owner, file_title(asked.get("filename", "")), kind, int(size), self._until(asked))
+        url = self._open_slot(slot)
+        return E(UPLOAD("slot"), None, E(UPLOAD("put"), url=url), E(UPLOAD("get"), url=url))
+
+    def _until(self, asked: Element) -> int | None:
+        """§5.3: the sender may want a file to be gone by a certain time."""
+        ephemeral = asked.find(UPLOAD_PURPOSE("ephemeral"))
+        if ephemeral is None:
+            return None
+        try:
+            return int(parse_stamp(ephemeral.get("expire-before", "")).timestamp())
+        except ValueError:
+            raise StanzaError("bad-request", "expire-before is a time") from None
+
+    def _check_size(self, size: int) -> None:
+        most = self.server.config.limits.upload_size
+        if size > most:
+            too_large = E(UPLOAD("file-too-large"), None, E(UPLOAD("max-file-size"), None, str(most)))
+            raise StanzaError("not-acceptable", f"files have at most {most} bytes", application=too_large)
+
+    def _check_quota(self, owner: JID, size: int) -> None:
+        """§6: of today, of the account, of the server, of the disk; the first comes back by itself."""
+        import shutil
+
+        limits, now = self.server.config.limits, self.now()
+        files, open_slots = self.by_owner.items(owner).values(), self.slots.values()
+        mine = [slot.size for slot in open_slots if slot.owner == owner]
+        today = [file for file in files if file["at"] > now - DAY]
+        if len(mine) >= MAX_SLOTS or sum(mine) + size + sum(file["size"] for file in today) > limits.upload_day:
+            again = min((file["at"] for file in today), default=now) + DAY
+            retry = E(UPLOAD("retry"), stamp=stamp(again))
+            raise StanzaError("resource-constraint", "enough for one day", kind="wait", application=retry)
+        if sum(mine) + size + sum(file["size"] for file in files) > limits.upload_account:
+            raise StanzaError("resource-constraint", "you have no room left for files", kind="wait")
+        pending = sum(slot.size for slot in open_slots) + size
+        free = shutil.disk_usage(self.server.storage.folder).free
+        if self.total + pending > limits.upload_total or pending > free - SPARE_DISK:
+            raise StanzaError("resource-constraint", "this server has no room left for files", kind="wait")
+
+    def _open_slot(self, slot: Slot) -> str:
+        host = slot.owner.domain
+        token = JID(secrets.token_hex(20), self._domain(host), "")
+        self.slots[token] = slot
+        self.server.loop.call_later(SLOT_TIMEOUT, lambda: self._close_slot(token))
+        return f"{self.server.registry.feature(HttpServer).url(host)}/upload/{token.local}/{quote(slot.name, safe='')}"
+
+    def _close_slot(self, token: JID) -> None:
+        """Its time is over; an upload that has begun may take longer."""
+        if token in self.slots and not self.slots[token].taken:
+            del self.slots[token]
+
+    # -- the web (§7)
+
+    def _path(self, token: JID) -> Path:
+        return self.server.storage.folder / folder_name(token.domain) / "files" / token.local
+
+    def _tokens(self, local: str) -> Iterator[JID]:
+        """Yield what a token may mean, one for each host."""
+        return (JID(local, self._domain(host), "") for host in self.server.config.hosts)
+
+    def _named(self, exchange: Exchange) -> tuple[str, str]:
+        """Return token and file name in a path; raises HttpError."""
+        found = UPLOAD_PATH.fullmatch(exchange.path)
+        if found is None:
+            raise HttpError(404)
+        return found[1], found[2]
+
+    @route("PUT", "/upload/", origins="*")
+    def put(self, exchange: Exchange) -> None:
+        """§7: exactly what the slot was for, once (threat S76)."""
+        local, name = self._named(exchange)
+        token = next((token for token in self._tokens(local) if token in self.slots), None)
+        if token is None:
+            raise HttpError(409 if any(token in self.documents for token in self._tokens(local)) else 404)
+        slot, headers = self.slots[token], exchange.headers
+        if name != slot.name:
+            raise HttpError(404)
+        if slot.taken:
+            raise HttpError(409)
+        if "transfer-encoding" in headers or not headers.get("content-length", "").isdigit():
+            raise HttpError(411)
+        if int(headers["content-length"][:18]) != slot.size:
+            is_longer = int(headers["content-length"][:18]) > slot.size
+            raise HttpError(413 if is_longer else 400, "That is not the size of the slot.")
+        kind = headers.get("content-type", "")
+        if slot.type and kind and kind.partition(";")[0].strip().lower() != slot.type.partition(";")[0].strip().lower():
+            raise HttpError(415)
+        slot.type = slot.type or (kind if MEDIA_TYPE.fullmatch(kind) else "application/octet-stream")
+        slot.taken = True
+        done, broken = functools.partial(self._uploaded, exchange, token), functools.partial(self._broken, token)
+        exchange.stream(FileSink(self, exchange, self._path(token), done, broken))
+
+    def _broken(self, token: JID) -> None:
+        """An upload that broke off may be tried again while the slot lasts."""
+        if token in self.slots:
+            self.slots[token].taken = False
+            self.server.loop.call_later(SLOT_TIMEOUT, lambda: self._close_slot(token))
+
+    def _uploaded(self, exchange: Exchange, token: JID) -> None:
+        """The file is on disk: enter it, and confirm; the answer waits for the journal as every answer does."""
+        slot = self.slots.pop(token)
+        if slot.owner.local and slot.owner not in self.server.accounts:
+            self._unlink(self._path(token))
+            raise HttpError(404)
+        try:
+            self.server.storage.check()
+        except StanzaError:
+            self._unlink(self._path(token))
+            raise HttpError(507) from None
+        now = self.now()
+        self.documents[token] = {"owner": str(slot.owner), "name": slot.name, "type": slot.type, "size": slot.size,
+                                 "at": now, "until": slot.until}  # fmt: skip
+        self.by_owner.put(slot.owner, token.local, {"size": slot.size, "at": now})
+        self.total += slot.size
+        exchange.answer(201)
+
+    @route("GET", "/upload/", origins="*")
+    def get(self, exchange: Exchange) -> None:
+        """Send a file, or a part of it; threat S75: in a sandbox, and as what it was said to be or as mere bytes."""
+        local, name = self._named(exchange)
+        token, file = next(((token, file) for token in self._tokens(local) if (file := self.documents.get(token))),
+                           (None, None))  # fmt: skip
+        if token is None or file is None or name != file["name"] or self._is_over(file):
+            raise HttpError(404)
+        tag, headers = f'"{local}"', exchange.headers
+        exchange.always |= {**FILE_HEADERS, "ETag": tag}
+        if tag in [known.strip() for known in headers.get("if-none-match", "").split(",")]:
+            exchange.answer(304)
+            return
+        whole = headers.get("if-range", tag) != tag
+        part = None if whole else wanted_range(headers.get("range", ""), file["size"])
+        first, last = part or (0, file["size"] - 1)
+        shown = SHOWN_TYPE.fullmatch(file["type"].partition(";")[0].strip())
+        answer = {
+            "Content-Type": file["type"] if shown else "application/octet-stream",
+            "Content-Disposition": f"{'inline' if shown else 'attachment'}; filename*=UTF-8''{quote(name, safe='')}",
+            "Content-Length": str(last - first + 1),
+            **({"Content-Range": f"bytes {first}-{last}/{file['size']}"} if part else {}),
+        }
+        exchange.begin_answer(206 if part else 200, answer)
+        end = first - 1 if exchange.method == "HEAD" else last
+        FileSource(self.server.loop, exchange, self._path(token), first, end).send()
+
+    # -- the end of files
+
+    def _is_over(self, file: Mapping[str, Any]) -> bool:
+        keep, now = self.server.config.upload_keep, self.now()
+        is_old = keep is not None and file["at"] + keep.total_seconds() < now
+        return is_old or (file["until"] is not None and file["until"] <= now)
+
+    def _remove(self, token: JID) -> None:
+        file = self.documents.get(token)
+        if file is None:
+            return
+        self.documents[token] = None
+        self.by_owner.put(JID.parse(file["owner"]), token.local, None)
+        self.total -= file["size"]
+        self._unlink(self._path(token))
+
+    def _unlink(self, path: Path) -> None:
+        self.server.loop.offload(functools.partial(path.unlink, missing_ok=True), then=lambda _: None)
+
+    def sweep(self) -> None:
+        """Remove what has expired, and what a crash has left; count the rest. In slices, now and every hour."""
+        self._sweep_on(self._sweeping())
+        self.server.loop.call_later(SWEEP_INTERVAL, self.sweep)
+
+    def _sweep_on(self, steps: Iterator[None]) -> None:
+        until = time.monotonic() + SWEEP_SLICE
+        for _ in steps:
+            if time.monotonic() > until:
+                self.server.loop.post(functools.partial(self._sweep_on, steps))
+                return
+
+    def _sweeping(self) -> Iterator[None]:
+        counted = 0
+        for domain in map(self._domain, self.server.config.hosts):
+            known = set()
+            for token in list(self.documents.owners(domain)):
+                file = self.documents.get(token)
+                if file is not None and self._is_over(file):
+                    self._remove(token)
+                elif file is not None:
+                    counted += file["size"]
+                known.add(token.local)
+                yield
+            self._remove_leftovers(domain, known)
+        self.total = counted
+
+    def _remove_leftovers(self, domain: str, known: set[str]) -> None:
+        """Files without a document: of uploads that a crash cut off."""
+        folder = self._path(JID("x", domain, "")).parent
+
+        def found(names: list[str]) -> None:
+            for name in names:
+                token = JID(name.partition(".")[0], domain, "")
+                if name not in known and token not in self.slots and token not in self.documents:
+                    self._unlink(folder / name)
+
+        self.server.loop.offload(lambda: os.listdir(folder) if folder.is_dir() else [], then=found)
+
+    # -- does it work?
+
+    def _check(self) -> None:
+        """Do as a client would, at the address that clients are told; in a thread that nobody waits for."""
+        slot = Slot(JID("", self.server.config.hosts[0], ""), "test.txt", "text/plain", len(TEST_FILE), None)
+        url = self._open_slot(slot)
+        certificates = self.server.network.certificates if self.server.network else None
+        authority = certificates.authority if certificates else None
+
+        def look() -> None:
+            result = try_upload(url, authority)
+            self.server.loop.post(functools.partial(self._checked, url, result))
+
+        threading.Thread(target=look, name="upload check", daemon=True).start()
+
+    def _checked(self, url: str, problem: str) -> None:
+        """Say what came out; the file goes."""
+        token = JID(url.split("/")[-2], self._domain(self.server.config.hosts[0]), "")
+        self.slots.pop(token, None)
+        self._remove(token)
+        where = url.partition("/upload/")[0]
+        if problem:
+            log.warning("files: sending one to %s fails here: %s; see [web] url in the configuration", where, problem)
+        else:
+            trust = "" if self.server.config.tls else ", for clients that trust our certification authority"
+            log.info("files: sending and fetching them works at %s%s", where, trust)
+
+
+TEST_FILE = b"A test of file upload (XEP-0363).\n"
+
+
+def try_upload(url: str, authority: Path | None) -> str:
+    """PUT and GET a file as a client does; return what went wrong, "" for nothing. Slow, any thread."""
+    import http.client
+
+    parts = urlsplit(url)
+    context = ssl.create_default_context()
+    if authority is not None:
+        context.load_verify_locations(authority)
+    host, timeout = parts.hostname or "", TRANSFER_TIMEOUT
+    connection = http.client.HTTPSConnection(host, parts.port, timeout=timeout, context=context)
+    try:
+        connection.request("PUT", parts.path, TEST_FILE, {"Content-Type": "text/plain"})
+        put = connection.getresponse()
+        put.read()
+        connection.request("GET", parts.path)
+        got = connection.getresponse()
+        same = got.read() == TEST_FILE
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
+    finally:
+        connection.close()
+    return "" if (put.status, got.status, same) == (201, 200, True) else f"answers {put.status} and {got.status}"
+
+
 # ==== 25. Administration: the control channel, commands ====
 #
 # While the server runs, its files belong to it: what it has in memory would overwrite what
@@ -20938,6 +21495,8 @@ FEATURES: tuple[type[Feature], ...] = (
     HttpServer,
     ConnectionDiscovery,
     WebSocketBinding,
+    Bosh,
+    HttpUpload,
     Bind2,
     FastLogin,
     ExtensibleSasl,

@@ -44,6 +44,7 @@ BASE: dict[str, Any] = {
         "bytes_per_second": 0,
     },
     "federation": {"enabled": False},
+    "upload": {"check": False},  # it would ask the name service for example.org
 }
 
 
