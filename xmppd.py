@@ -21500,7 +21500,6 @@ FEATURES: tuple[type[Feature], ...] = (
     Bind2,
     FastLogin,
     ExtensibleSasl,
-    Bosh,
     Federation,  # the last: when it says goodbye, all others have said what they had to say
     AdHocCommands,
     ContactAddresses,
