@@ -54,3 +54,10 @@ def test_a_client_comes_back_with_a_token(node: str, process_server: ProcessServ
     environment = {"NODE_EXTRA_CA_CERTS": str(process_server.authority)}
     done = chat(node, process_server.port, environment, "fast.mjs")
     assert (done.returncode, done.stdout) == (0, "all well\n"), done.stderr
+
+
+def test_a_client_comes_back_after_a_cut(node: str, process_server: ProcessServer) -> None:
+    """XEP-0198 §5, as the library resumes: inside SASL2 (§9.2)"""
+    environment = {"NODE_EXTRA_CA_CERTS": str(process_server.authority)}
+    done = chat(node, process_server.port, environment, "resume.mjs")
+    assert (done.returncode, done.stdout) == (0, "all well\n"), done.stderr
