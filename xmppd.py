@@ -16455,12 +16455,15 @@ class StreamManagement(Feature):
         RFC 6121 §8.5.3.2.1 leaves open what becomes of a message of type normal for a resource
         that is gone. Its sender was told that it is handled, so here it is as good as chat.
         """
+        if message.get("from") == str(session.bare) and is_carbon(message):
+            received = next(message.iterfind(f"{CARBONS('received')}/{FORWARD('forwarded')}/{MESSAGE}"), None)
+            if received is None:
+                return  # of what the account has sent itself
+            message = Stanza(MESSAGE, received.attrib)
+            message.extend(received)
         if kind_of(message) not in ("message chat", "message normal") or not is_worth_keeping(message):
             return
-        if message.get("from") == str(session.bare) and is_carbon(message):
-            return  # a copy: the message itself has its own way
-        others = self.server.sessions(session.bare)
-        if any(self._has_got(other, session, message, at) for other in others):
+        if any(self._has_got(other, session, message, at) for other in self.server.sessions(session.bare)):
             return
         add_delay(message, session.jid.domain, stamp(at))
         host = self.server.domains.get(session.jid.domain)
@@ -16469,11 +16472,15 @@ class StreamManagement(Feature):
 
     @staticmethod
     def _has_got(other: Session, session: Session, message: Stanza, at: float) -> bool:
-        """Whether the other session was sent a copy (XEP-0280), or the message: both had the highest priority then."""
+        """Whether the other session was sent the message then, or a copy (XEP-0280).
+
+        To the bare JID it went to all that had the highest priority (`best_of`).
+        """
         if 0 < other.carbons_since <= at and is_to_be_copied(message, is_received=True):
             return True
-        if message.get("to", str(session.bare)) != str(session.bare) or other.presence is None:
-            return False
+        to = message.get("to", str(session.bare))
+        if to != str(session.bare) or other.presence is None:
+            return to == other.full and other.connected_at <= at
         (since, rank), (own_since, own_rank) = other.ranked, session.ranked
         return rank == own_rank and max(since, own_since) <= at
 

@@ -323,3 +323,26 @@ def test_a_dead_sessions_message_is_not_repeated_to_who_had_a_copy(
     hers.receives(f"<presence type='unavailable' from='{JULIET}/balcony'/>")
     hers.receives_nothing()
     assert server.storage.log("offline").read(xmppd.JID.parse(JULIET)) == []
+
+
+def test_when_both_sessions_die_the_message_is_kept_once(server: MemoryServer, romeo: Client, juliet: Client) -> None:
+    """XEP-0198 §4 with XEP-0280: who has got a copy has got the message, until that session dies, too"""
+    juliet.comes_online()
+    hers = phone(server, priority=-1)
+    juliet.receives_anything()
+    for client in (juliet, hers):
+        client.sends("<enable xmlns='urn:xmpp:sm:3'/>")
+        client.receives("<enabled xmlns='urn:xmpp:sm:3'/>")
+    romeo.sends(from_romeo(BODY))
+    romeo.passes_barrier()
+    juliet.sends(f"<message to='{ROMEO}/orchard' type='chat'><body>said, not heard</body></message>")
+    juliet.passes_barrier()
+    romeo.passes_barrier()
+    romeo.forgets_unread()
+    for client in (juliet, hers):
+        client.forgets_unread()
+        client.disconnects()
+    again = server.client().login("juliet", resource="balcony")
+    again.sends("<presence/>")
+    again.receives(f"<presence from='{JULIET}/balcony'/>",
+                   from_romeo(f"{BODY}<delay xmlns='urn:xmpp:delay' from='example.org' stamp='*Z'/>"))  # fmt: skip
