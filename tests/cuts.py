@@ -95,9 +95,11 @@ class Device:
         """A session without a past; what the old one could not deliver is sent again, and may come twice."""
         self.client.binds(self.resource)
         self.client.sends(f"<enable xmlns='{SM}' resume='true'/>")
-        self.id = self.client.receives(f"<enabled xmlns='{SM}' .../>").get("id", "")
         self.handled = self.acknowledged = 0
         self.sessions.append([])
+        while (element := self.client._expect("stanza", "enabled")).tag != f"{SM_NAME}enabled":
+            self._reads(element)  # which is not counted yet
+        self.id = element.get("id", "")
         again, self.unacknowledged = self.unacknowledged, deque()
         self.sends("", "<iq type='set' id='c'><enable xmlns='urn:xmpp:carbons:2'/></iq>")
         self.sends("", "<presence/>")
