@@ -272,15 +272,15 @@ class Conversation:
     def problems(self) -> list[str]:
         """Return what is wrong, in words."""
         found = []
+        resent = set().union(*(device.resent for device in self.devices))
         for sender, confirmed in self.confirmed.items():
             others = [device for device in self.devices if device.name != sender]
             heard = {body for device in others for session in device.sessions for body in session}
             found += [f"lost: {body}" for body in sorted(confirmed - {""} - heard)]
             for body in sorted(heard):
                 ids = set().union(*(device.ids.get(body, set()) for device in others))
-                if len(ids) > 1:
+                if len(ids) > 1 and body not in resent:
                     found.append(f"{body} has the ids {sorted(ids)}")
-        resent = set().union(*(device.resent for device in self.devices))
         for device in self.devices:
             for session in device.sessions:
                 twice = [body for body, times in Counter(session).items() if times > 1 and body not in resent]
