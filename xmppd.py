@@ -16582,8 +16582,15 @@ class ClientState(Feature):
         if stream.session is not None:
             self.activate(stream.session)
 
+    @inline(CSI("inactive"))
+    @inline(CSI("active"))
+    def begin(self, session: Session, request: Element) -> None:
+        """XEP-0386 §3.2: a session may begin in either state."""
+        if request.tag == CSI("inactive"):
+            self.deactivate(session)
+
     def deactivate(self, session: Session) -> None:
-        """Hold back from now on; also inline at binding (XEP-0386)."""
+        """Hold back from now on."""
         if session.idle is None:
             session.idle = IdleQueue(session)
             session.transmit = session.idle.transmit
@@ -17004,7 +17011,10 @@ class Bind2(Feature):
         C: <authenticate …> … <bind xmlns='urn:xmpp:bind:0'><tag>Dino</tag>
              <enable xmlns='urn:xmpp:carbons:2'/></bind></authenticate>
         S: <success …><authorization-identifier>romeo@example.org/Dino/4WcYxqbN</authorization-identifier>
-             <bound xmlns='urn:xmpp:bind:0'/></success>
+             <bound xmlns='urn:xmpp:bind:0'><metadata xmlns='urn:xmpp:mam:2'>…</metadata></bound></success>
+
+    Offline messages are not cleared, as §3.2 wants it, but sent as ever with the first presence:
+    a client that doesn't ask the archive would never see them; others know them by their ids.
     """
 
     namespace = BIND2
@@ -17026,7 +17036,9 @@ class Bind2(Feature):
                 self.server.end(other, StreamError("conflict", "the same client has logged in anew"))
         answers = [handler(session, child) for child in request
                    if (handler := self.server.registry.inlines.get(child.tag))]  # fmt: skip
-        return E(BIND2("bound"), None, *answers)
+        archive = next((one for one in self.server.registry.features if isinstance(one, Archive)), None)
+        metadata = archive_metadata(archive.archives, owner) if archive else None
+        return E(BIND2("bound"), None, metadata, *answers)
 
     def _address(self, owner: JID, tag: str, client: str) -> JID:
         """§3.2.1: the same for the same client each time, so that contacts see one device; its id stays secret."""

@@ -86,7 +86,8 @@ def hashed(name: str, token: str, who: bytes = b"Initiator", binding: bytes = b"
     return proof if who == b"Responder" else name.encode() + b"\0" + proof
 
 
-BOUND = f"<bound xmlns='{BIND2}'/>"
+METADATA = "<metadata xmlns='urn:xmpp:mam:2' ...>...</metadata>"
+BOUND = f"<bound xmlns='{BIND2}'>{METADATA}</bound>"
 TOKEN = f"<token xmlns='{FAST}' token='*' expiry='*'/>"
 DATA = f"<additional-data xmlns='{SASL2}'>*</additional-data>"
 BIND = f"<bind xmlns='{BIND2}'><tag>Dino</tag></bind>"
@@ -448,6 +449,36 @@ def test_carbons_are_on_from_the_first_moment(server, juliet) -> None:
     romeo.receives("<message from='romeo@example.org' type='chat'><sent xmlns='urn:xmpp:carbons:2'>...</sent></message>")
 
 
+def test_the_archives_ends_are_told(server, juliet) -> None:
+    """XEP-0386 §3.2, example 4: so that a client knows what to fetch."""
+    juliet.sends("<message to='romeo@example.org' type='chat'><body>Wilt thou?</body></message>")
+    juliet.passes_barrier()
+    client, _ = before_login(server)
+    authenticates(client, "PLAIN", plain("romeo"), BIND)
+    end = "<metadata xmlns='urn:xmpp:mam:2'><start id='*' timestamp='*'/><end id='*' timestamp='*'/></metadata>"
+    succeeds(client, f"<bound xmlns='{BIND2}'>{end}</bound>")
+
+
+@pytest.mark.config(archive={"enabled": False})
+def test_without_an_archive_nothing_is_told_of_it(server) -> None:
+    """XEP-0386 §3.2"""
+    client, _ = before_login(server)
+    authenticates(client, "PLAIN", plain("romeo"), BIND)
+    succeeds(client, f"<bound xmlns='{BIND2}'/>")
+
+
+def test_a_session_may_begin_inactive(server) -> None:
+    """XEP-0386 §3.2: presence waits from the first moment, until somebody looks."""
+    more = f"<inactive xmlns='urn:xmpp:csi:0'/><enable xmlns='{SM}'/>"
+    romeo = binds(server, f"<bind xmlns='{BIND2}'>{more}</bind>")
+    romeo.sends("<presence/><active xmlns='urn:xmpp:csi:0'/><iq type='get' id='p'><ping xmlns='urn:xmpp:ping'/></iq>")
+    session = server.server.session(xmppd.JID.parse(romeo.jid))
+    romeo.receives(f"<presence from='{romeo.jid}'/>", "<iq type='result' id='p'/>")
+    assert session.idle is None
+    romeo = binds(server, f"<bind xmlns='{BIND2}'>{more}</bind>", agent=TABLET)
+    assert server.server.session(xmppd.JID.parse(romeo.jid)).idle is not None
+
+
 def test_unknown_wishes_are_ignored(server) -> None:
     """XEP-0386 §3.2, XEP-0388 §2.3"""
     client, _ = before_login(server)
@@ -476,10 +507,10 @@ def manages(server: AnyServer, agent: str = PHONE) -> tuple[Client, str]:
     client, _ = before_login(server)
     wish = f"<bind xmlns='{BIND2}'><tag>Dino</tag><enable xmlns='{SM}' resume='true'/></bind>"
     authenticates(client, "PLAIN", plain("romeo"), wish, agent)
-    bound = f"<bound xmlns='{BIND2}'><enabled xmlns='{SM}' id='*' resume='true' max='3600'/></bound>"
+    bound = f"<bound xmlns='{BIND2}'>{METADATA}<enabled xmlns='{SM}' id='*' resume='true' max='3600'/></bound>"
     success = succeeds(client, bound, features=False)
     assert client.receives_features().find(f"{{{SM}}}sm") is None  # a second <enable/> would end the stream
-    return client, success.find(f"{{{BIND2}}}bound")[0].get("id")
+    return client, success.find(f"{{{BIND2}}}bound/{{{SM}}}enabled").get("id")
 
 
 @pytest.mark.wire
@@ -509,7 +540,7 @@ def test_a_session_that_is_gone_is_bound_anew(server) -> None:
             f"<bind xmlns='{BIND2}'><enable xmlns='{SM}'/></bind>")  # fmt: skip
     authenticates(client, "PLAIN", plain("romeo"), more)
     succeeds(client, f"<failed xmlns='{SM}'><item-not-found .../></failed>",
-             f"<bound xmlns='{BIND2}'><enabled xmlns='{SM}'/></bound>")  # fmt: skip
+             f"<bound xmlns='{BIND2}'>{METADATA}<enabled xmlns='{SM}'/></bound>")  # fmt: skip
 
 
 def test_nobody_resumes_the_session_of_somebody_else(server) -> None:
