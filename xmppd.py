@@ -210,6 +210,7 @@ VCARD = Namespace("vcard-temp")  # XEP-0054
 VERSION = Namespace("jabber:iq:version")  # XEP-0092
 COMMANDS = Namespace("http://jabber.org/protocol/commands")  # XEP-0050
 ADMIN = Namespace("http://jabber.org/protocol/admin")  # XEP-0133
+EXTERNAL_SERVICES = Namespace("urn:xmpp:extdisco:2")  # XEP-0215
 SERVER_INFO = Namespace("http://jabber.org/network/serverinfo")  # XEP-0157
 PING = Namespace("urn:xmpp:ping")  # XEP-0199
 TIME = Namespace("urn:xmpp:time")  # XEP-0202
@@ -2104,6 +2105,21 @@ def read_uris(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def read_call_services(value: Any) -> tuple[CallService, ...]:
+    """URIs of STUN and TURN servers (RFC 7064, RFC 7065)."""
+    what = 'a list of URIs such as ["stun:stun.example.org", "turn:turn.example.org:3478?transport=udp"]'
+    services = []
+    for entry in read_list(value, what):
+        pattern = r"(stun|turn)(s?):(\[[0-9A-Fa-f:.]+\]|[^\s:/?\[\]]+)(?::([0-9]{1,5}))?(?:\?transport=(udp|tcp))?"
+        found = re.fullmatch(pattern, str(entry))
+        if not found or not 0 < int(found[4] or 1) < 65536:
+            raise Unexpected(what, entry)
+        kind, tls, host, port, transport = found.groups()
+        usual = ("5349", "tcp") if tls else ("3478", "udp")
+        services.append(CallService(kind + tls, host.strip("[]"), int(port or usual[0]), transport or usual[1]))
+    return tuple(services)
+
+
 def read_label(value: Any) -> str:
     """One label of a domain, or nothing."""
     what = 'one word such as "conference", or "" to switch it off'
@@ -2166,7 +2182,22 @@ class Listen:
     server: tuple[Address, ...] = (parse_listen_address("[::]:5269"), parse_listen_address("0.0.0.0:5269"))
     component: tuple[Address, ...] = (parse_listen_address("127.0.0.1:5347"),)  # XEP-0114 has no TLS
     web: tuple[Address, ...] = (parse_listen_address("[::]:5443"), parse_listen_address("0.0.0.0:5443"))
+    stun: tuple[Address, ...] = ()  # UDP; port 3478
     lab: tuple[Address, ...] = ()  # client streams without TLS, to learn by hand; loopback only
+
+
+class CallService(NamedTuple):
+    """A STUN or TURN server, as XEP-0215 §2 describes it."""
+
+    type: str  # stun, stuns, turn or turns
+    host: str
+    port: int
+    transport: str
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether it costs its owner something."""
+        return self.type.startswith("turn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -2324,6 +2355,8 @@ class Config:
     upload_host: str = "upload"
     upload_keep: timedelta | None = timedelta(days=365)  # None: for ever
     upload_check: bool = True
+    calls_services: tuple[CallService, ...] = ()
+    calls_secret: str = ""  # of the TURN servers
     muc_host: str = "conference"
     muc_create: str = "everyone"
     file: Path | None = None  # where it was read from; None: only defaults
@@ -2359,6 +2392,8 @@ CONFIG_KEYS: dict[str, ConfigReader] = {
     "upload.host": read_label,
     "upload.keep": read_duration,
     "upload.check": read_boolean,
+    "calls.services": read_call_services,
+    "calls.secret": read_secret,
     "muc.host": read_label,
     "push.content": read_push_content,
     "muc.create": read_creators,
@@ -2489,6 +2524,8 @@ def config_contradictions(config: Config) -> Iterator[tuple[str, str]]:
     for domain in config.components:
         if domain in config.hosts:
             yield f"components.{domain}", "expected a domain of its own, found one of the hosts"
+    if any(service.has_credentials for service in config.calls_services) and not config.calls_secret:
+        yield "calls.secret", "expected what the TURN servers have as static-auth-secret, found none"
     seen: dict[Address, str] = {}
     for entry in fields(Listen):
         for address in getattr(config.listen, entry.name):
@@ -8091,8 +8128,11 @@ class Feature:
     def credentials_changed(self, owner: JID) -> None:
         """Event: the account has a new password."""
 
-    def listening(self, opened: Sequence[tuple[str, Address]]) -> None:
-        """Event: the listeners are open, each with its purpose and real port; again after each reload."""
+    def listening(self, opened: list[tuple[str, Address]]) -> None:
+        """Event: the listeners are open, each with its purpose and real port; again after each reload.
+
+        Who opens others adds them; raises ConfigError.
+        """
 
     def domain_lost(self, domain: str) -> None:
         """Event: another server, or a component, cannot be reached any more."""
@@ -11472,6 +11512,202 @@ def vcard_picture(card: Element) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise StanzaError("bad-request", "the picture is not base64") from None
+
+
+# -- calls (XEP-0215, RFC 5389)
+#
+# Two telephones that want to talk directly have to learn how they look from outside (STUN),
+# and where their networks don't let them, to have somebody relay (TURN). Where such services
+# are, a client asks its server:
+#
+#     C: <iq type='get' id='s1' to='example.org'><services xmlns='urn:xmpp:extdisco:2'/></iq>
+#     S: … <services …><service type='stun' host='example.org' port='3478' transport='udp'/>
+#          <service type='turn' host='turn.example.org' port='3478' transport='udp' restricted='1'
+#            username='1795442400:5f3a…' password='…' expires='2026-11-23T14:00:00Z'/></services>
+#
+# TURN costs somebody's bandwidth, so its credentials are made for one account and one day,
+# as coturn's `static-auth-secret` checks them: the name begins with the moment of expiry,
+# the password is HMAC-SHA-1(secret, name). The name has no address in it: the relay may be
+# somebody else's. STUN is small enough to be answered here.
+
+TURN_LIFETIME = 86400  # seconds; as draft-uberti-behave-turn-rest proposes: a call lasts no longer
+STUN_PER_MINUTE = 60.0  # questions of one address: a client asks for each of its networks, and repeats itself
+STUN_PER_MINUTE_OF_ALL = 6000.0  # questions of everybody: addresses in UDP are as easily forged as written
+STUN_COOKIE = bytes.fromhex("2112A442")  # RFC 5389 §6
+STUN_BINDING = b"\x00\x01"
+STUN_UNDERSTOOD = frozenset({0x0001, 0x0006, 0x0008, 0x0014, 0x0015, 0x0020})  # of those that must be (§15)
+
+
+def stun_attributes(data: bytes) -> Iterator[int]:
+    """Yield the types of the attributes in a message's body (RFC 5389 §15); raises ValueError for a broken one."""
+    while data:
+        size = int.from_bytes(data[2:4], "big")
+        if len(data) < 4 + size:
+            raise ValueError("an attribute longer than the message")
+        yield int.from_bytes(data[:2], "big")
+        data = data[4 + (size + 3 & ~3) :]
+
+
+def stun_answer(data: bytes, host: str, port: int) -> bytes | None:
+    """Return what a Binding request from this address is answered (RFC 5389 §7.3.1), None for anything else.
+
+    It is 12 bytes longer than the shortest request, 24 for IPv6: no use to who wants to flood
+    somebody else. So it has no SOFTWARE and no FINGERPRINT.
+    """
+    size = int.from_bytes(data[2:4], "big")
+    if len(data) != 20 + size or size % 4 or data[:2] != STUN_BINDING or data[4:8] != STUN_COOKIE:
+        return None
+    try:
+        strange = [kind for kind in stun_attributes(data[20:]) if kind < 0x8000 and kind not in STUN_UNDERSTOOD]
+    except ValueError:
+        return None
+    if strange:  # §7.3.1: 420, and which they are; two are enough to learn that we are simple
+        unknown = b"".join(kind.to_bytes(2, "big") for kind in (strange * 2)[:2])
+        body = b"\x00\x09\x00\x04\x00\x00\x04\x14" + b"\x00\x0a\x00\x04" + unknown
+        return b"\x01\x11" + len(body).to_bytes(2, "big") + data[4:20] + body
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host.partition("%")[0])
+    masked_port = bytes(a ^ b for a, b in zip(port.to_bytes(2, "big"), STUN_COOKIE, strict=False))
+    masked_address = bytes(a ^ b for a, b in zip(packed, data[4:20], strict=False))  # §15.2: cookie, transaction
+    value = (b"\x00\x02" if len(packed) == 16 else b"\x00\x01") + masked_port + masked_address
+    attribute = b"\x00\x20" + len(value).to_bytes(2, "big") + value
+    return b"\x01\x01" + len(attribute).to_bytes(2, "big") + data[4:20] + attribute
+
+
+class StunResponder:
+    """A UDP socket that tells who asks how they look from here; raises OSError if it can't be had."""
+
+    def __init__(self, loop: Loop, address: Address, allowed: Allowances, allowed_to_all: Allowances) -> None:
+        self.loop = loop
+        self._allowed, self._allowed_to_all = allowed, allowed_to_all
+        self._socket = socket.socket(address.family, socket.SOCK_DGRAM)
+        try:
+            if address.family == socket.AF_INET6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self._socket.bind((address.host, address.port))
+        except OSError:
+            self._socket.close()
+            raise
+        self._socket.setblocking(False)
+        self.port: int = self._socket.getsockname()[1]
+        loop.register(self._socket, selectors.EVENT_READ, self._read)
+
+    def _read(self, events: int) -> None:
+        for _ in range(MAX_ACCEPTS_PER_TURN):
+            try:
+                data, (host, port, *_) = self._socket.recvfrom(READ_SIZE)
+                answer = stun_answer(data, host, port)
+                if answer is not None and self._may_have_one(limited_address(host)):
+                    self._socket.sendto(answer, (host, port))
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error to an earlier answer, or no route: the next one may be luckier
+
+    def _may_have_one(self, address: str) -> bool:
+        if self._allowed_to_all.wait("") or self._allowed.wait(address):
+            return False
+        self._allowed_to_all.take("")
+        self._allowed.take(address)
+        return True
+
+    def close(self) -> None:
+        """Answer no more."""
+        self.loop.unregister(self._socket)
+        self.loop.run_last(self._socket.close)
+
+
+class ExternalServices(Feature):
+    """External Service Discovery (XEP-0215): STUN and TURN servers, for those who have an account here.
+
+        C: <iq type='get' id='s1' to='example.org'><services xmlns='urn:xmpp:extdisco:2' type='turn'/></iq>
+        S: <iq type='result' id='s1' from='example.org'><services …><service type='turn' …/></services></iq>
+
+    Whether there are any is decided when the server starts; which, also when it is reloaded.
+    """
+
+    namespace = EXTERNAL_SERVICES
+
+    @classmethod
+    def is_wanted(cls, config: Config) -> bool:
+        """`[calls] services`, `[listen] stun`."""
+        return bool(config.calls_services or config.listen.stun)
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.responders: dict[Address, StunResponder] = {}
+        self._allowed = Allowances(STUN_PER_MINUTE, server.loop.now)
+        self._allowed_to_all = Allowances(STUN_PER_MINUTE_OF_ALL, server.loop.now)
+
+    # -- our own
+
+    def listening(self, opened: list[tuple[str, Address]]) -> None:
+        """Open what is configured, beside the other listeners."""
+        for address in self.server.config.listen.stun:
+            if address not in self.responders:
+                self._open(address)
+        opened.extend(("stun", address._replace(port=one.port)) for address, one in self.responders.items())
+
+    def _open(self, address: Address) -> None:
+        try:
+            responder = StunResponder(self.server.loop, address, self._allowed, self._allowed_to_all)
+        except OSError as error:
+            if address.family == socket.AF_INET6 and not machine_has_ipv6():
+                return log.info("no STUN on %s: this machine has no IPv6", address)
+            raise ConfigError(f"[listen] stun: cannot listen on {address}: {error.strerror}") from error
+        self.responders[address] = responder
+
+    def reloaded(self) -> None:
+        """Close what is no longer configured."""
+        for address in [one for one in self.responders if one not in self.server.config.listen.stun]:
+            self.responders.pop(address).close()
+
+    def shutting_down(self) -> None:
+        """Nobody calls any more."""
+        while self.responders:
+            self.responders.popitem()[1].close()
+
+    # -- what is told
+
+    @iq("get", EXTERNAL_SERVICES("services"), to="server")
+    def services(self, request: Iq) -> Payload:
+        """§3.1, §3.2: all of them, or those of one type."""
+        wanted = request.payload.get("type")
+        found = [self._describe(one, request) for one in self._known(request) if wanted in (None, one.type)]
+        return E(EXTERNAL_SERVICES("services"), {"type": wanted} if wanted else None, *found)
+
+    @iq("get", EXTERNAL_SERVICES("credentials"), to="server")
+    def credentials(self, request: Iq) -> Payload:
+        """§3.3: for a service that the client knows already."""
+        wish = request.payload.find(EXTERNAL_SERVICES("service"))
+        if wish is None or not wish.get("host") or not wish.get("type"):
+            raise StanzaError("bad-request", "expected a service with host and type")
+        found = [self._describe(one, request) for one in self._known(request)
+                 if (one.host, one.type) == (wish.get("host"), wish.get("type")) and one.has_credentials
+                 and wish.get("port") in (None, str(one.port))]  # fmt: skip
+        if not found:
+            raise StanzaError("item-not-found")
+        return E(EXTERNAL_SERVICES("credentials"), None, *found)
+
+    def _known(self, request: Iq) -> Iterator[CallService]:
+        yield from self.server.config.calls_services
+        for port in sorted({responder.port for responder in self.responders.values()}):
+            yield CallService("stun", request.owner.domain, port, "udp")
+
+    def _describe(self, service: CallService, request: Iq) -> Element:
+        """§2."""
+        element = E(EXTERNAL_SERVICES("service"), type=service.type, host=service.host, port=str(service.port),
+                    transport=service.transport)  # fmt: skip
+        if service.has_credentials:
+            element.attrib.update(self._turn_credentials(request.sender.bare))
+        return element
+
+    def _turn_credentials(self, owner: JID) -> dict[str, str]:
+        expires = int(time.time()) + TURN_LIFETIME
+        person = hmac.digest(self.server.secret, f"turn\0{owner}".encode(), "sha256").hex()[:16]
+        username = f"{expires}:{person}"
+        password = hmac.digest(self.server.config.calls_secret.encode(), username.encode(), "sha1")
+        return {"restricted": "1", "username": username, "password": base64.b64encode(password).decode("ascii"),
+                "expires": stamp(expires)}  # fmt: skip
 
 
 # ==== 19. Privacy (XEP-0016, XEP-0191) ====
@@ -19223,7 +19459,7 @@ class HttpServer(Feature):
 
         return [name for name in ("h11", "wsproto") if find_spec(name) is None]
 
-    def listening(self, opened: Sequence[tuple[str, Address]]) -> None:
+    def listening(self, opened: list[tuple[str, Address]]) -> None:
         """Note our port; without the packages, say once what is missing."""
         if self.server.config.listen.web and (missing := self.missing_packages()):
             log.warning("no web port: install %s, with: python3 -m pip install 'xmppd[web]'", " and ".join(missing))
@@ -21522,6 +21758,7 @@ FEATURES: tuple[type[Feature], ...] = (
     Federation,  # the last: when it says goodbye, all others have said what they had to say
     AdHocCommands,
     ContactAddresses,
+    ExternalServices,
 )
 
 FOUNDATIONS = (  # what is built into a chapter rather than into a feature
@@ -21533,6 +21770,7 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("RFC 5802, RFC 7677", "SCRAM-SHA-1 and SCRAM-SHA-256, with -PLUS", "10"),
     ("RFC 5929, RFC 9266", "Channel bindings", "9"),
     ("RFC 4616", "SASL PLAIN, inside TLS", "10"),
+    ("RFC 5389", "STUN, the Binding method over UDP", "18"),
     ("RFC 2831", "SASL DIGEST-MD5, where it is switched on", "10"),
     ("RFC 7395", "XMPP over WebSocket", "24"),
     ("XEP-0004", "Data Forms", "5"),

@@ -51,6 +51,11 @@ KEYS = [
     ("[compat]\niq_auth = false", "compat.iq_auth", False),
     ("[compat]\ncompression = true", "compat.compression", True),
     ("[compat]\ndigest_md5 = true", "compat.digest_md5", True),
+    ('[listen]\nstun = ["127.0.0.1:3478"]', "listen.stun", (Address(socket.AF_INET, "127.0.0.1", 3478),)),
+    ('[calls]\nsecret = "s"', "calls_secret", "s"),
+    ('[calls]\nservices = ["stun:a.org"]', "calls_services", (xmppd.CallService("stun", "a.org", 3478, "udp"),)),
+    ('[calls]\nsecret = "s"\nservices = ["turns:[::1]:443?transport=udp", "turns:b.org"]', "calls_services",
+     (xmppd.CallService("turns", "::1", 443, "udp"), xmppd.CallService("turns", "b.org", 5349, "tcp"))),
     *((f'[contact]\n{entry.name} = ["mailto:a@b.org"]', f"contact.{entry.name}", ("mailto:a@b.org",))
       for entry in fields(xmppd.Contact)),
     ("[federation]\nenabled = true", "federation_enabled", True),
@@ -167,6 +172,10 @@ MISTAKES = [
         (f"[limits]\nanswer_timeout = {value}", f"[limits] answer_timeout: expected a number of seconds from 1 to 86400, found {value}")
         for value in ("0", "nan", "inf", "86401", "true")
     ),
+    ('[calls]\nservices = ["turn:a.org"]',
+     "[calls] secret: expected what the TURN servers have as static-auth-secret, found none"),
+    ('[calls]\nservices = ["http://a.org"]', "[calls] services: expected a list of URIs such as "
+     """["stun:stun.example.org", "turn:turn.example.org:3478?transport=udp"], found 'http://a.org'"""),
     ("[contact]\nabuse = ['me']", "[contact] abuse: expected a list of URIs such as "
      """["mailto:abuse@example.org", "xmpp:alice@example.org"], found 'me'"""),
     ("[compat]\niq_auth = 'no'", "[compat] iq_auth: expected true or false, found 'no'"),
@@ -484,5 +493,5 @@ def test_the_example_has_every_key_that_does_something_and_no_other():
 def test_listeners_have_the_ports_that_the_standards_name():
     ports = {entry.name: {address.port for address in getattr(Listen(), entry.name)} for entry in fields(Listen)}
     assert ports == {
-        "client": {5222}, "client_tls": {5223}, "server": {5269}, "component": {5347}, "web": {5443}, "lab": set(),
+        "client": {5222}, "client_tls": {5223}, "server": {5269}, "component": {5347}, "web": {5443}, "lab": set(), "stun": set(),
     }  # fmt: skip
