@@ -7352,10 +7352,6 @@ class Connection:
         if not self._closed and (events & selectors.EVENT_READ or self._step is not Connection._read):
             self._step(self)
 
-    @property
-    def _is_stranger(self) -> bool:
-        return self._stream is not None and self._stream.is_stranger
-
     def _listen_for_tls(self) -> None:
         """XEP-0368 §3 on the port of STARTTLS: a handshake begins with a byte that no XML begins with."""
         try:
@@ -17736,6 +17732,8 @@ class ServerStream(Stream):
         self.confirms = False  # so does the peer, by XEP-0198; if not, the kernel's word has to do
         self._acknowledged = 0  # by its last count
         self._question: Timer | None = None  # it has been asked for its count
+        self._is_pinged = False
+        self._answers_pings = True
         self._will_ask = False
         self._expiry: Timer | None = None
         super().__init__(federation.server, transport)
@@ -17856,14 +17854,32 @@ class ServerStream(Stream):
         """At the end of a turn, once for all that was sent in it."""
         self._will_ask = False
         self.used_at = self.server.loop.now()
-        if self.state is StreamState.CLOSED or not self.sent:
+        if self.state is StreamState.CLOSED or not self.sent or self._question is not None or self._is_pinged:
             return
-        if not self.confirms:
-            self.transport.when_sent(functools.partial(self._confirm_up_to, self.sent_count))
-        elif self._question is None:
+        if self.confirms:
             self.send_element(E(SM("r")))
             timeout = self.server.config.limits.answer_timeout
             self._question = self.server.loop.call_later(timeout, self._too_slow)
+        elif not (self._answers_pings and any(waiting.lasting for _route, waiting in self.sent) and self._ping()):
+            self.transport.when_sent(functools.partial(self._confirm_up_to, self.sent_count))
+
+    def _ping(self) -> bool:
+        """XEP-0199 §4.3: many servers don't count, but all answer an iq, and then what stood before it has arrived."""
+        hosts = self.server.config.hosts
+        asker = next((route for route, _waiting in reversed(self.sent) if route.local in hosts), None)
+        if asker is None:
+            return False  # rooms and components don't expect answers to what they haven't asked
+        self._is_pinged = True
+        then = functools.partial(self._ponged, self.sent_count + 1)
+        self.server.ask(asker.local, JID("", asker.remote, ""), E(PING("ping")), then)
+        return True
+
+    def _ponged(self, count: int, answer: Stanza | None) -> None:
+        self._is_pinged = False
+        self._answers_pings = answer is not None  # without a way back the kernel's word has to do
+        if self.state is not StreamState.CLOSED:
+            self._confirm_up_to(count)
+            self._ask_for_confirmation()
 
     def _confirm_up_to(self, count: int) -> None:
         if not self.confirms:

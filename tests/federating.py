@@ -29,6 +29,7 @@ from tests.servers import MemoryServer, MemoryTransport, MemoryWire
 
 SERVER = "jabber:server"
 DIALBACK = "jabber:server:dialback"
+PING = "{urn:xmpp:ping}ping"
 SECRET_ID = "D60000229F"
 
 
@@ -57,6 +58,7 @@ class Peer(Client):
         self.internet = internet
         self.domain = domain
         self.transport = transport
+        self.pings: list[ET.Element] = []  # by which the server wants to know what has arrived
         self.stream_id = ""  # that of our own header, or of the server's
         self.connect()
 
@@ -169,6 +171,9 @@ class Peer(Client):
         for event in list(self._inbox)[before:]:
             for element in event.element.iter():
                 element.tag = in_client_namespace(element.tag)
+            if event.element.find(PING) is not None:
+                self._inbox.remove(event)
+                self.pings.append(event.element)
 
 
 def in_client_namespace(tag: str) -> str:
