@@ -58,6 +58,7 @@ class Peer(Client):
         self.internet = internet
         self.domain = domain
         self.transport = transport
+        self.hears_requests = True
         self.pings: list[ET.Element] = []  # by which the server wants to know what has arrived
         self.stream_id = ""  # that of our own header, or of the server's
         self.connect()
@@ -125,10 +126,21 @@ class Peer(Client):
         self.receives(f"<starttls xmlns='{TLS}'/>")
         self.proceeds()
 
+    def offers_tls(self) -> None:
+        """Let TLS begin, whatever becomes of it."""
+        self.hears_stream_header(to=self.domain)
+        self.answers_stream(f"<starttls xmlns='{TLS}'><required/></starttls>")
+        self.receives(f"<starttls xmlns='{TLS}'/>")
+        self.sends(f"<proceed xmlns='{TLS}'/>")
+
+    def renews_stream(self, text: str) -> None:
+        """Send something behind which the server begins a new stream."""
+        self._reader = StreamReader()
+        self.sends(text)
+
     def proceeds(self) -> None:
         """Let TLS begin; what comes then is a new stream."""
-        self._reader = StreamReader()
-        self.sends(f"<proceed xmlns='{TLS}'/>")
+        self.renews_stream(f"<proceed xmlns='{TLS}'/>")
 
     def accepts_all(self, features: str = "") -> Peer:
         """Play a server that offers TLS and dialback; return the peer itself."""
@@ -136,6 +148,18 @@ class Peer(Client):
         self.hears_stream_header(to=self.domain)
         self.answers_stream(DIALBACK_OFFER + features)
         return self
+
+    def accepts_all_but_is_left(self) -> None:
+        """Play a server whose certificate will not do: the server under test closes the stream behind TLS."""
+        self.accepts_tls()
+        self.hears_stream_header(to=self.domain)
+        self.answers_stream(DIALBACK_OFFER)
+        assert self.is_closed()
+
+    def sends_header_and(self, text: str) -> None:
+        """Answer with a header and something else than features."""
+        self._sends_header({"from": self.domain, "to": self.host, "id": SECRET_ID, "version": "1.0"})
+        self.sends_raw(text)
 
     def lets_in(self, features: str = "", *, sender: str = "example.org") -> Peer:
         """The same, and let the server prove itself by dialback."""
@@ -161,7 +185,7 @@ class Peer(Client):
         self.cast.settle()
         for _ in range(3):
             self.internet.server.loop.turn(0)
-        while self.transport.outgoing:
+        while self.transport.outgoing and self.wire is not None:
             self._take(self._connected().read(0) or b"")
         self._check(not self._inbox, "expected nothing")
 
@@ -236,6 +260,12 @@ class Internet:
         assert any(address in target.addresses for target in self.domains[domain]), f"{address} is called"
         self.peers[domain] = Peer(self, domain, transport)
         return self.peers[domain]
+
+    def called_after(self, domain: str, seconds: float) -> Peer:
+        """The same, once time has passed."""
+        self.server.loop.turn(0)
+        self.server.clock.skip(seconds)
+        return self.called(domain)
 
     def called_or_known(self, domain: str) -> Peer:
         """Return the peer that answers for a domain: the one that was called before, or goes through TLS now."""
