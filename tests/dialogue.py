@@ -190,6 +190,8 @@ class StreamReader:
     def __init__(self) -> None:
         self._parser = expat.ParserCreate("UTF-8", "}")
         self._parser.buffer_text = True
+        if hasattr(self._parser, "SetReparseDeferralEnabled"):  # expat ≥ 2.6 would hold back what is complete
+            self._parser.SetReparseDeferralEnabled(False)
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
         self._parser.CharacterDataHandler = self._data

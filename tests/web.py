@@ -211,6 +211,8 @@ class Splitter:
 
     def _new_stream(self) -> None:
         self._parser = expat.ParserCreate("UTF-8", "}")
+        if hasattr(self._parser, "SetReparseDeferralEnabled"):  # expat ≥ 2.6 would hold back what is complete
+            self._parser.SetReparseDeferralEnabled(False)
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._end
         self._data = b""
