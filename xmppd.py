@@ -2855,6 +2855,7 @@ def encode_json(value: Json) -> bytes:
 
 PLAIN_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789_-")
 HASHED = "%sha256-"  # never the start of an encoded name: there two hexadecimal digits follow a percent sign
+BESIDE_DOMAINS = frozenset({"tls", "control.json"})  # what lies in the data folder with the folders of domains
 WINDOWS_DEVICES = frozenset(
     {"con", "prn", "aux", "nul"} | {f"{port}{digit}" for port in ("com", "lpt") for digit in range(10)}
 )
@@ -2876,7 +2877,7 @@ def folder_name(domain: str) -> str:
     text = ".".join(file_name(label) for label in labels)
     if len(text) > LONGEST_FILE_NAME:
         return HASHED + hashlib.sha256(domain.encode()).hexdigest()
-    return _escape_first(text) if text.startswith("journal-") else text  # our journals lie beside it
+    return _escape_first(text) if text in BESIDE_DOMAINS or text.startswith("journal-") else text
 
 
 def _escape_first(text: str) -> str:

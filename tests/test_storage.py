@@ -388,6 +388,9 @@ def test_a_domain_never_leaves_the_data_folder(domain: str) -> None:
 def test_domains_stay_readable() -> None:
     assert xmppd.folder_name("chat.example.org") == "chat.example.org"
     assert xmppd.folder_name("con.example.org") == "%63on.example.org"
+    assert xmppd.folder_name("tls") == "%74ls", "our certificates lie there"
+    assert xmppd.folder_name(xmppd.CONTROL_FILE) == "%63ontrol.json"
+    assert xmppd.folder_name("tls.example.org") == "tls.example.org"
     assert xmppd.folder_name("example.org.") == "example%2eorg%2e"
     assert xmppd.folder_name("x" * 200).startswith("%sha256-")
 
