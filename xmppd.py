@@ -7382,20 +7382,26 @@ class Connection:
             return self._lost(error)
         if not data:
             return self._hung_up()
-        delay = self._bucket.take(len(data))
+        if self._deflation is not None:
+            return self._receive_deflated(data, self._deflation)
+        self._slow_down(len(data))
+        if self._stream is not None and not self._closing:
+            self._stream.receive(data)
+
+    def _slow_down(self, amount: int) -> None:
+        """Read on when so many bytes were permitted."""
+        delay = self._bucket.take(amount)
         if delay > 0:
             self.pause()
             self.network.loop.call_later(delay, self.resume)
-        if self._deflation is not None:
-            self._receive_deflated(data, self._deflation)
-        elif self._stream is not None and not self._closing:
-            self._stream.receive(data)
 
     def _receive_deflated(self, data: bytes, deflation: Deflation) -> None:
+        """Hand on what the data holds; the rate is that of the text, which is what makes work."""
         try:
             for piece in deflation.inflate(data):
                 if self._stream is None or self._closing:
                     return
+                self._slow_down(len(piece))
                 self._stream.receive(piece)
         except StreamError as error:
             if self._stream is not None:
@@ -9987,6 +9993,17 @@ class OfflineMessages(Feature):
             del self._flushing[session.bare]
             if not self.server.storage.failed:  # then they come once more, which is better than never
                 self.waiting.drop(session.bare, amount)
+
+    def session_ended(self, session: Session) -> None:
+        """What was on its way may be lost with the connection; stream management knows, and sees to it itself."""
+        if self._flushing.get(session.bare) is session and session.management is None:
+            # by then a polite goodbye has come to its end, and what was sent before it has left the log
+            self.server.loop.call_later(2 * CLOSE_TIMEOUT, functools.partial(self._pass_on, session.bare))
+
+    def _pass_on(self, owner: JID) -> None:
+        """Deliver what is left to somebody who has been there all the time."""
+        for session in best_of(self.server.sessions(owner))[:1]:
+            self.presence_changed(session, None, session.presence)
 
     def account_removed(self, owner: JID) -> None:
         """What was on its way is no longer in the log; the next owner of the name has a log of their own."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 import tracemalloc
 import zlib
 
@@ -122,6 +124,24 @@ def test_what_came_behind_the_request_is_not_read(client):
     client.wire = Deflated(client.wire)
     client.negotiates()
     client.binds("orchard")
+
+
+@pytest.mark.config(compat={"compression": True}, limits={"bytes_per_second": 20_000})
+def test_the_rate_is_that_of_the_text(client, juliet):
+    """S23, RFC6120-13.12-1: else somebody who compresses could make us work a hundred times as much as others."""
+    client.negotiates()
+    compresses(client)
+    client.negotiates()
+    client.binds("orchard")
+    began = time.monotonic()
+    for _ in range(27):  # 270 KB where 200 are free; on the wire they are a fifth of it
+        text = secrets.token_hex(1000) * 5
+        client.sends(f"<message to='juliet@example.org/balcony' id='fast'><body>{text}</body></message>")
+    for _ in range(27):
+        juliet.receives("<message id='fast' ...>...</message>")
+    client.sends("<message to='juliet@example.org/balcony' id='late'/>")
+    juliet.receives("<message id='late' ...>...</message>")
+    assert time.monotonic() - began > 2  # in which it was not listened to
 
 
 def test_damaged_input_ends_the_stream(client):

@@ -171,6 +171,25 @@ def test_a_session_that_ends_too_early_leaves_them_to_the_next(
     assert stored(server) == ["3"]
 
 
+def test_a_session_that_ends_too_early_leaves_them_to_another_that_is_there(
+    server: MemoryServer, romeo: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XEP0160-2-1: which would else get them when it says something of its presence, perhaps tomorrow."""
+    writes(romeo, "1", "2")
+    with monkeypatch.context() as network:
+        network.setattr("tests.servers.MemoryTransport.when_sent", lambda _transport, callback: None)
+        juliet = comes(server)
+        juliet.receives(kept("1"), kept("2"))
+        chamber = comes(server, "chamber")
+        for client in (juliet, chamber):
+            client.receives_anything()
+        juliet.disconnects()
+        chamber.receives("<presence type='unavailable' from='juliet@example.org/balcony'/>")
+    server.clock.skip(2 * xmppd.CLOSE_TIMEOUT)
+    chamber.receives(kept("1"), kept("2"))
+    assert stored(server) == []
+
+
 def test_a_quick_goodbye_does_not_bring_them_twice(server: MemoryServer, romeo: Client) -> None:
     """XEP0160-2-1: whoever hangs up politely has got what was sent before."""
     writes(romeo, "1")

@@ -717,7 +717,14 @@ class Play:
         for player in self.players:
             if player.full:
                 player.leave()
-        self.ahead += 3600
+        for _ in range(20):  # some things are tried again, after a while
+            self.ahead += 3600
+            self.come_to_rest()
+            if not self.server.server._questions:
+                break
+
+    def come_to_rest(self) -> None:
+        """Run turns until nothing is left to do now."""
         loop, done = self.server.loop, list[int]()
         loop.offload(len, "", then=done.append)  # behind what the workers still have to do for strangers
         give_up = time.monotonic() + 10
