@@ -1,7 +1,7 @@
 """The benchmark: what xmppd costs, next to two peers and a bare relay, under the same load in one run.
 
     python -m tests.bench [--only chat,login] [--rounds 3] [--servers xmppd,prosody,ejabberd,floor]
-                          [--seconds 4] [--quick] [--modules like|debian] [--json FILE] [--profile]
+                          [--seconds 4] [--quick] [--modules like|debian|archive] [--json FILE] [--profile]
     python -m tests.bench --install-peers      (Debian, as root; none of them starts by itself)
 
 In each case the servers have their turns, A B C D A B C D, each pinned to the machine's first
@@ -65,7 +65,8 @@ def arguments(line: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=3, help="how often each server has its turn (3)")
     add("--seconds", type=float, default=4.0, help="how long a case is measured (4)")
     add("--quick", action="store_true", help="one round of a second each: shows that everything works")
-    add("--modules", choices=MODULES, default="like", help="of the peers: like xmppd's (like), or as debian has them")
+    add("--modules", choices=MODULES, default="like",
+        help="of the peers: like xmppd's (like), as debian has them, or like, and all with a message archive")
     add("--json", type=Path, metavar="FILE", help="write every value there")
     add("--profile", action="store_true", help="also show where xmppd spends its time (needs py-spy)")
     add("--install-peers", action="store_true", help="install Debian's Prosody and ejabberd, and end")

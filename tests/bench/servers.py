@@ -53,7 +53,8 @@ HELLO = (
 
 
 # What the peers do besides the core. "like": what xmppd does. "debian": what the packages switch on,
-# but for archive, federation, the web, administration, and limits of rates. Rooms are on in both.
+# but for archive, federation, the web, administration, and limits of rates. "archive": like xmppd's,
+# with the message archive, copies for other devices and stream management. Rooms are on in all.
 LIKE = {
     "prosody": ("roster", "saslauth", "tls", "disco", "offline", "ping", "lastactivity", "private", "time", "version",
                 "blocklist", "pep", "vcard_legacy"),
@@ -69,7 +70,12 @@ DEBIAN = {
                  "mod_fail2ban", "mod_muc", "mod_privacy", "mod_pubsub", "mod_push", "mod_push_keepalive", "mod_shared_roster",
                  "mod_stream_mgmt", "mod_vcard", "mod_vcard_xupdate"),
 }  # fmt: skip
-MODULES: Mapping[str, Mapping[str, Sequence[str]]] = {"like": LIKE, "debian": DEBIAN}
+ARCHIVE = {
+    "xmppd": ("archive",),
+    "prosody": (*LIKE["prosody"], "mam", "carbons", "smacks"),
+    "ejabberd": (*LIKE["ejabberd"], "mod_mam", "mod_carboncopy", "mod_stream_mgmt"),
+}
+MODULES: Mapping[str, Mapping[str, Sequence[str]]] = {"like": LIKE, "debian": DEBIAN, "archive": ARCHIVE}
 
 
 class NotInstalled(Exception):
@@ -254,7 +260,7 @@ class Xmppd(Server):
             "tls": {"certificate": str(self.certificate), "key": str(self.key)},
             "limits": {"connections_per_address": 0, "connections_per_minute": 0, "logins_per_minute": 0,
                        "bytes_per_second": 0, "room_stanzas_per_minute": 0, "recipients_per_minute": 0, "offline": 1_000_000},
-            "archive": {"enabled": False},
+            "archive": {"enabled": "archive" in self.modules},
             "federation": {"enabled": False},
         }))  # fmt: skip
         loop = xmppd.Loop()
@@ -302,6 +308,7 @@ class Prosody(Server):
             c2s_require_encryption = true
             authentication = "internal_hashed"
             storage = "internal"
+            default_archive_policy = true
             log = {{ info = "{self.folder}/prosody.log" }}
             ssl = {{ certificate = "{self.certificate}", key = "{self.key}" }}
             VirtualHost "{HOST}"
@@ -335,6 +342,7 @@ class Ejabberd(Server):
     name = "ejabberd"
     user = "ejabberd"
     options: ClassVar[Mapping[str, str]] = {
+        "mod_mam": "default: always",
         "mod_muc": "default_room_options: {mam: false}",
         "mod_offline": "access_max_user_messages: max_user_offline_messages",
         "mod_pubsub": "plugins: [flat, pep]",
