@@ -16412,6 +16412,7 @@ class SessionManagement(Acknowledgements):
         self.timeout = timeout  # seconds that it may be detached; 0: not at all
         self.may_be_resumed = timeout > 0
         self.expiry: Timer | None = None  # while it is detached
+        self._is_of_interest = bool(session.server.registry.listeners("acknowledged"))  # what has been archived
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # (`sent` then, whom to call)
         self._asked_at: float | None = None  # by the loop's clock, while an <r/> of ours is unanswered
         self._timer: Timer | None = None  # until we ask, or have waited long enough for the answer
@@ -16422,7 +16423,7 @@ class SessionManagement(Acknowledgements):
     def transmit(self, stanza: Stanza) -> None:
         """Keep a stanza until it is acknowledged; send it, if there is a stream."""
         session, data = self.session, stanza.wire()
-        self.keep(data, self._archived(stanza) if stanza.tag == MESSAGE else "")
+        self.keep(data, self._archived(stanza) if self._is_of_interest and stanza.tag == MESSAGE else "")
         if session.is_attached:
             session.stream.send_written(data)
             if self._asked_at is None and len(self.queue) >= ACK_EVERY:
@@ -21788,7 +21789,7 @@ FEATURES: tuple[type[Feature], ...] = (
     PresenceBroadcast,
     OfflineMessages,
     Archive,  # behind the offline messages, which take away forged ids; in front of all that makes copies
-    Push,
+    Push,  # behind privacy: who is blocked wakes nobody
     Carbons,  # behind what takes forged elements out of a message, and what notes its id in the archive
     Disco,
     Ping,

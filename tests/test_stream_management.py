@@ -323,7 +323,9 @@ def test_when_the_disk_is_slow_an_answer_about_what_it_has_goes_ahead() -> None:
     stream = SimpleNamespace(send_element=lambda element: sent.append(element.get("h")), transport=transport)
     loop = SimpleNamespace(call_later=lambda seconds, callback: timers.append(callback))
     session: Any = SimpleNamespace(
-        server=SimpleNamespace(storage=disk, loop=loop), stream=stream, is_attached=True, bare="x"
+        server=SimpleNamespace(storage=disk, loop=loop, registry=SimpleNamespace(listeners=lambda event: [])),
+        stream=stream,
+        is_attached=True,
     )
     management = xmppd.SessionManagement(session, "id", 60)
     management.count()

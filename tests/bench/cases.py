@@ -128,8 +128,7 @@ class Chat(Case):
     name = "chat"
     servers = ("floor", *WITH_ACCOUNTS)
     rows = (
-        Row("chat", f"chat: {MESSAGE_SIZE}-byte messages, receipts, markers; per delivery", "µs",
-            peer=0.35, floor=1.8),
+        Row("chat", f"chat: {MESSAGE_SIZE}-byte messages, receipts, markers; per delivery", "µs", peer=0.35, floor=1.8),
     )
     talker: ClassVar[type[Talker]] = Talker
 
@@ -172,6 +171,103 @@ class Small(Chat):
     name = "small"
     rows = (Row("small", "chat: 100-byte messages; per delivery", "µs"),)
     talker = ShortTalker
+
+
+SM = b"xmlns='urn:xmpp:sm:3'"
+ASK_EVERY = 5  # messages; as slixmpp
+
+
+class ManagedClient:
+    """A client with stream management and copies: it counts, answers each question, and asks now and then."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.handled = 0
+
+    def enable(self) -> Script:
+        """The script that switches both on."""
+        self.client.send(b"<iq type='set' id='c'><enable xmlns='urn:xmpp:carbons:2'/></iq>")
+        yield IQ_RESULT
+        self.client.send(b"<enable %b resume='true'/>" % SM)
+        yield re.compile(rb"<enabled[^>]*>")
+
+    def listen(self) -> None:
+        """From now on, count."""
+        self.client.expect(b"</message>", self.take)
+
+    def take(self, piece: bytes) -> None:
+        """Answer what stands in front of a message, then count the message; of a copy the inner end counts."""
+        if b"<r xmlns" in piece:
+            self.client.send(b"<a %b h='%d'/>" % (SM, self.handled))
+        if b"<body>" in piece:
+            self.handled += 1
+            self.heard(piece)
+
+    def heard(self, piece: bytes) -> None:
+        """Do what a message calls for."""
+
+
+class ManagedTalker(ManagedClient):
+    """Answers each message by the next one."""
+
+    def __init__(self, client: Client, partner: int) -> None:
+        super().__init__(client)
+        self._partner = full_jid(partner).encode()
+        self._message = chat_message(full_jid(partner))
+        self._next = self._heard = 0
+
+    def say(self) -> None:
+        """Send the next message, and sometimes a question."""
+        question = b"<r %b/>" % SM if self._next % ASK_EVERY == 0 else b""
+        self.client.send(self._message % (self._next, self._next) + question)
+        self._next += 1
+
+    def heard(self, piece: bytes) -> None:
+        """Check a message and answer it."""
+        check(self._partner in piece, self.client, self._partner, piece)
+        check(b"#%06d#" % self._heard in piece, self.client, b"#%06d#" % self._heard, piece)
+        self._heard += 1
+        if not self.client.load.stopping:
+            self.say()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many messages it has sent and received."""
+        return self._next, self._heard
+
+
+class Devices(Case):
+    """50 pairs talk, each person with two devices that manage their streams; the second gets copies of everything.
+
+    A message means three deliveries; with `--modules archive` also two entries in archives.
+    """
+
+    name = "devices"
+    rows = (Row("devices", "chat with stream management, copies (and an archive); per message", "µs", peer=0.15),)
+    people: ClassVar[Sequence[int]] = TALKERS[:100]
+
+    def run(self, trial: Trial) -> Sequence[float]:
+        """See `Case.run`."""
+        desks = trial.connect(self.people, available=True)
+        phones = [ManagedClient(client) for client in trial.connect(self.people, available=True, resource="phone")]
+        talkers = [ManagedTalker(client, client.number ^ 1) for client in desks]
+        everybody = [*talkers, *phones]
+        for device in everybody:
+            device.client.begin(device.enable())
+        trial.load.run_until(
+            lambda: all(device.client.script is None for device in everybody), DRAIN_TIMEOUT, "enabling"
+        )
+        for device in everybody:
+            device.listen()
+        for talker in talkers:
+            for _ in range(WINDOW):
+                talker.say()
+
+        def is_drained() -> bool:
+            said, heard = (sum(column) for column in zip(*(talker.counts for talker in talkers), strict=True))
+            return bool(said == heard and sum(phone.handled for phone in phones) == said + heard)
+
+        return [trial.steady(lambda: sum(talker.counts[1] for talker in talkers), is_drained, "the last messages")]
 
 
 class TimedTalker(ShortTalker):
@@ -376,7 +472,8 @@ class Rooms(Case):
             visitor.client.expect(b"</message>", visitor.take)
         room.say()
         cost = trial.steady(
-            lambda: room.received, lambda: room.received == room.said * len(room.visitors), "the last messages")
+            lambda: room.received, lambda: room.received == room.said * len(room.visitors), "the last messages"
+        )
         return [cost]
 
 
@@ -391,9 +488,7 @@ class BigRoom(Rooms):
 MOOD = "http://jabber.org/protocol/mood"
 CAPS_NODE = "https://bench.example/client"
 CAPS_VER = base64.b64encode(hashlib.sha1(f"client/pc//bench<{MOOD}+notify<".encode()).digest()).decode()
-CAPS_INFO = (
-    "<identity category='client' type='pc' name='bench'/>" f"<feature var='{MOOD}+notify'/></query></iq>"
-)
+CAPS_INFO = f"<identity category='client' type='pc' name='bench'/><feature var='{MOOD}+notify'/></query></iq>"
 
 
 class Listener:
@@ -415,7 +510,7 @@ class Listener:
 
     def answer(self, piece: bytes) -> None:
         """Tell what we are interested in."""
-        asked = re.search(rb"<iq [^>]*>", piece[piece.rfind(b"<iq "):])
+        asked = re.search(rb"<iq [^>]*>", piece[piece.rfind(b"<iq ") :])
         if asked is None or b"disco#info" not in piece:
             return
         attributes = dict(re.findall(rb"""(\w+)=['"]([^'"]*)['"]""", asked[0]))
@@ -704,5 +799,5 @@ class Idle(Case):
 
 
 CASES: Sequence[type[Case]] = (
-    Start, Idle, Login, Chat, Small, PresenceChanges, Rooms, BigRoom, Eventing, Ping, Disco, Offline, Latency,
+    Start, Idle, Login, Chat, Small, Devices, PresenceChanges, Rooms, BigRoom, Eventing, Ping, Disco, Offline, Latency,
 )  # fmt: skip

@@ -112,10 +112,11 @@ class Load:
 class Client:
     """One session: a socket with TLS, a script while it has one, then `take` for each piece that comes in."""
 
-    def __init__(self, load: Load, number: int, port: int, *, starttls: bool = False) -> None:
+    def __init__(self, load: Load, number: int, port: int, *, starttls: bool = False, resource: str = RESOURCE) -> None:
         self.load = load
         self.number = number
-        self.full = full_jid(number).encode()
+        self.resource = resource
+        self.full = full_jid(number, resource).encode()
         self.port = port
         self.starttls = starttls
         self.script: Script | None = None
@@ -250,7 +251,7 @@ class Client:
         yield from self._authenticate(features.string[: features.end()])
         self.send(HEADER)
         yield FEATURES
-        self.send(BIND % RESOURCE.encode())
+        self.send(BIND % self.resource.encode())
         result = yield IQ_RESULT
         if self.full not in result[0]:
             raise BenchError(f"expected to be bound as {self.full.decode()}, found {result[0]!r}")

@@ -32,9 +32,9 @@ def bare_jid(number: int) -> str:
     return f"{name_of(number)}@{HOST}"
 
 
-def full_jid(number: int) -> str:
-    """Return the full JID of a user's one session."""
-    return f"{bare_jid(number)}/{RESOURCE}"
+def full_jid(number: int, resource: str = RESOURCE) -> str:
+    """Return the full JID of a user's session; most have only one."""
+    return f"{bare_jid(number)}/{resource}"
 
 
 def contacts_of(number: int) -> Iterator[int]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from tests.bench.accounting import cpu_seconds
 from tests.bench.load import Client, Load, Script
+from tests.bench.people import RESOURCE
 from tests.bench.profiler import Profiler
 from tests.bench.servers import Server
 
@@ -33,9 +34,9 @@ class Trial:
         self.clients: list[Client] = []
         self.remark = ""  # how busy the server was, for whoever watches
 
-    def connect(self, numbers: Iterable[int], *, available: bool = False) -> list[Client]:
+    def connect(self, numbers: Iterable[int], *, available: bool = False, resource: str = RESOURCE) -> list[Client]:
         """Log these users in, with TLS from the first byte; `available`: they send initial presence too."""
-        clients = [Client(self.load, number, self.server.tls_port) for number in numbers]
+        clients = [Client(self.load, number, self.server.tls_port, resource=resource) for number in numbers]
         self.clients += clients
         self.load.log_in(clients)
         if available:
