@@ -7233,10 +7233,14 @@ class Connection:
         stream = self._stream
         return isinstance(stream, Stream) and stream.heard_at < since and stream.parser.doze()
 
+    def set_rate(self, rate: float) -> None:
+        """Read at most so many bytes per second, after a burst; 0: as fast as they come."""
+        self._bucket = TokenBucket(rate, rate * BURST_SECONDS, self.network.loop.now)
+
     def speak_with_server(self, rate: float) -> None:
         """Carry a stream with another server, which has a rate of its own; its first byte may be that of TLS."""
         self._protocol = "xmpp-server"
-        self._bucket = TokenBucket(rate, rate * BURST_SECONDS, self.network.loop.now)
+        self.set_rate(rate)
         self._step = Connection._listen_for_tls
 
     # -- output
@@ -8927,18 +8931,6 @@ class Server:
         else:
             self.answered(stanza)
 
-    def receive_foreign(self, stanza: Stanza) -> None:
-        """Take a stanza of another domain, which is allowed to speak for its `from`; errors go back there."""
-        try:
-            if stanza.tag == IQ:
-                check_iq(stanza)
-            self.route(stanza, JID.parse(stanza.get("to", "")))
-        except StanzaError as error:
-            self.refuse(stanza, error)
-        except Exception:  # a bug in one handler costs one stanza
-            log.exception("%s: unexpected error", stanza.get("from"))
-            self.refuse(stanza, StanzaError("internal-server-error"))
-
     # -- on its way
 
     def route(self, stanza: Stanza, to: JID) -> None:
@@ -8952,12 +8944,12 @@ class Server:
         """Whether there may be a way to a domain, here or elsewhere."""
         return domain in self.domains or self.abroad(domain) is not None
 
-    def receive_from(self, stanza: Stanza, to: JID) -> None:
-        """Take a stanza for a domain here from a server or component whose right to its `from` is proven."""
+    def receive_from(self, stanza: Stanza) -> None:
+        """Take a stanza from a server or component whose right to its `from` is proven; errors go back there."""
         try:
             if stanza.tag == IQ:
                 check_iq(stanza)
-            self.domains[to.domain].receive(stanza, to)
+            self.route(stanza, JID.parse(stanza.get("to", "")))
         except StanzaError as error:
             self.refuse(stanza, error)
         except Exception:  # a bug in one handler costs one stanza
@@ -17857,7 +17849,7 @@ class ServerStream(Stream):
             self._check_right(sender.domain, to.domain)
         if self.lang and XML_LANG not in stanza.attrib:
             stanza.set(XML_LANG, self.lang)
-        self.server.receive_from(stanza, to)
+        self.server.receive_from(stanza)
         if self.handled is not None:
             self.handled = (self.handled + 1) % 2**32
 
@@ -19049,7 +19041,7 @@ class ComponentStream(Stream):
             stanza.set("from", str(jid))  # as everything here compares addresses
         if self.lang and XML_LANG not in stanza.attrib:
             stanza.set(XML_LANG, self.lang)
-        self.server.receive_foreign(stanza)
+        self.server.receive_from(stanza)
 
     def ended(self) -> None:
         """Stanzas for the component wait from now on."""
@@ -19089,9 +19081,10 @@ class Components(Feature):
         if wanted:
             self.server.protocols["component"] = self.accept
 
-    def accept(self, transport: Transport) -> ComponentStream:
-        """Return the stream for a new connection."""
-        return ComponentStream(self.server, transport, self.domains)
+    def accept(self, connection: Connection) -> ComponentStream:
+        """Return the stream for a new connection, which has no rate: it may carry many people."""
+        connection.set_rate(0)
+        return ComponentStream(self.server, connection, self.domains)
 
     def disco_items(self, request: Iq, items: Element) -> None:
         """XEP-0030 §4.1: those that are connected are services of the host above them, or of all hosts."""

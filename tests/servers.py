@@ -315,6 +315,9 @@ class MemoryTransport:
         self.secure = True
         self.stream.tls_established()
 
+    def set_rate(self, rate: float) -> None:
+        """Memory takes everything at once."""
+
     def compress(self) -> None:
         """Not in memory: the `wire` dialogues compress."""
         raise AssertionError("compression needs @pytest.mark.wire")
