@@ -6372,7 +6372,7 @@ class Stream(ABC):
 
     content_namespace: ClassVar[Namespace] = CLIENT
     stream_prefix: ClassVar[str] = ""  # how `stream:` is declared where no header does (chapter 24)
-    header_namespaces: ClassVar[str] = f"xmlns='{CLIENT}' xmlns:stream='{STREAMS}'"
+    more_namespaces: ClassVar[str] = ""  # that our header declares
 
     def __init__(self, server: Server, transport: Transport) -> None:
         self.server = server
@@ -6528,7 +6528,8 @@ class Stream(ABC):
         self._write_header(Element("stream:stream", attributes))
 
     def _write_header(self, header: Element) -> None:
-        self._write(f"<?xml version='1.0'?><stream:stream {self.header_namespaces}{_attributes(header)}>")
+        namespaces = f"xmlns='{self.content_namespace}' xmlns:stream='{STREAMS}'{self.more_namespaces}"
+        self._write(f"<?xml version='1.0'?><stream:stream {namespaces}{_attributes(header)}>")
 
     def _write_footer(self) -> None:
         self._write("</stream:stream>")
@@ -17746,7 +17747,7 @@ class ServerStream(Stream):
     """
 
     content_namespace = SERVER
-    header_namespaces = f"xmlns='{SERVER}' xmlns:stream='{STREAMS}' xmlns:db='{DIALBACK}'"
+    more_namespaces = f" xmlns:db='{DIALBACK}'"
 
     transport: ServerTransport
 

@@ -30,6 +30,7 @@ class ComponentReader(StreamReader):
         events = super().feed(data)
         for event in events:
             for element in event.element.iter():
+                assert not element.tag.startswith(f"{{{CLIENT}}}"), f"{element.tag} on a component's stream"
                 element.tag = element.tag.replace(f"{{{COMPONENT}}}", f"{{{CLIENT}}}")
         return events
 
