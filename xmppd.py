@@ -190,6 +190,8 @@ OLD_REPORTING = Namespace("urn:xmpp:reporting:0")  # its version 0.2, which Conv
 BLOCKING_ERRORS = Namespace("urn:xmpp:blocking:errors")
 PRIVATE = Namespace("jabber:iq:private")  # XEP-0049
 REGISTER = Namespace("jabber:iq:register")  # XEP-0077
+PARS = Namespace("urn:xmpp:pars:0")  # XEP-0379
+IBR_TOKEN = Namespace("urn:xmpp:ibr-token:0")  # XEP-0445
 REGISTER_FEATURE = Namespace("http://jabber.org/features/iq-register")
 IQ_AUTH = Namespace("jabber:iq:auth")  # XEP-0078
 IQ_AUTH_FEATURE = Namespace("http://jabber.org/features/iq-auth")
@@ -210,6 +212,7 @@ VCARD = Namespace("vcard-temp")  # XEP-0054
 VERSION = Namespace("jabber:iq:version")  # XEP-0092
 COMMANDS = Namespace("http://jabber.org/protocol/commands")  # XEP-0050
 ADMIN = Namespace("http://jabber.org/protocol/admin")  # XEP-0133
+INVITE = Namespace("urn:xmpp:invite")  # XEP-0401
 EXTERNAL_SERVICES = Namespace("urn:xmpp:extdisco:2")  # XEP-0215
 SERVER_INFO = Namespace("http://jabber.org/network/serverinfo")  # XEP-0157
 PING = Namespace("urn:xmpp:ping")  # XEP-0199
@@ -268,6 +271,9 @@ MAX_COMPONENT_QUEUE = 1000  # stanzas that wait for a component which is away
 # -- limits of accounts
 MAX_RESOURCES = 25  # sessions per account; ejabberd has 10, but a family shares tablets
 MAX_TOKENS = 25  # clients per account that may log in by a token (XEP-0484); as many as may be connected
+MAX_WAITING_INVITATIONS = 1000  # that wait to be used, of each host; all are in one document
+MAX_INVITATIONS_PER_ACCOUNT = 25  # of them
+INVITATION_LIFETIME = 7 * 86400.0  # seconds; as Prosody
 MAX_ROSTER_ITEMS = 2000  # contacts per roster; every login reads them all
 MAX_ROSTER_NAME = 1023  # characters in a contact's name or a group's; RFC 6121 §2.3.3 wants some limit
 MAX_ROSTER_GROUPS = 64  # groups per contact
@@ -2336,6 +2342,7 @@ class Config:
     tls: TLSFiles | None = None  # None: our own authority issues a certificate (chapter 9)
     client_ca: Path | None = None  # issuers of the certificates that people may log in with
     registration_open: bool = False
+    registration_invite: str = "admins"  # who may invite others to register
     archive_enabled: bool = True
     archive_keep: timedelta | None = timedelta(days=365)  # None: for ever
     limits: Limits = field(default_factory=Limits)
@@ -2375,6 +2382,7 @@ CONFIG_KEYS: dict[str, ConfigReader] = {
     "tls.key": read_path,
     "tls.client_ca": read_path,
     "registration.open": read_boolean,
+    "registration.invite": read_creators,
     "archive.enabled": read_boolean,
     "archive.keep": read_duration,
     **{f"limits.{entry.name}": entry.metadata["read"] for entry in fields(Limits)},
@@ -6660,6 +6668,7 @@ class ClientStream(Stream):
         self.failed_logins = 0
         self.sasl_has_failed = False  # then XEP-0078 is no way around it
         self.has_registered = False
+        self.invitation = ""  # the token by which somebody may register here (XEP-0445)
         self.failed_binds = 0
         self.profile = RFC_6120_SASL  # of the exchange that is under way, or was the last one
         self._mechanism: Mechanism | None = None
@@ -8109,6 +8118,10 @@ class Feature:
     def presence_changed(self, session: Session, old: Stanza | None, new: Stanza | None) -> None:
         """Event: the session's own presence was broadcast; None means unavailable."""
 
+    def vouches(self, owner: JID, contact: JID, request: Stanza) -> bool:
+        """Filter: may a request for `owner`'s presence be allowed without asking?"""
+        return False
+
     def roster_changing(self, owner: JID, contact: JID) -> None:
         """Event: the item of `contact` in `owner`'s roster is about to change."""
 
@@ -9539,6 +9552,14 @@ class Subscriptions(Feature):
         new = OUTBOUND[type].get(old, old)
         self._tellers[type](owner, contact, old, new, stanza.addressed(to=str(contact), sender=str(owner)))
 
+    def ask(self, owner: JID, contact: JID) -> None:
+        """Ask for the contact's presence in the owner's name, unless that is done already."""
+        old = self.relation(owner, contact)
+        new = OUTBOUND["subscribe"].get(old, old)
+        if new is not old and self.server.account(owner) is not None:
+            self._move(owner, contact, new)
+            self._emit("subscribe", owner, contact)
+
     def _seek(self, owner: JID, contact: JID, old: Relation, new: Relation, stanza: Stanza) -> None:
         """§3.1.2, §3.3.2. The state changes first: a contact here answers within this very call."""
         self._move(owner, contact, new)
@@ -9595,7 +9616,9 @@ class Subscriptions(Feature):
 
     def _hear_request(self, owner: JID, contact: JID, old: Relation, new: Relation, stanza: Stanza) -> None:
         """§3.1.3: answered by the server if it is allowed already, else kept and put before the user."""
-        if old in SEEING_US or self.is_approved(owner, contact):
+        vouching = self.server.registry.listeners("vouches")
+        if old in SEEING_US or self.is_approved(owner, contact) or any(
+                vouches(owner, contact, stanza) for vouches in vouching):  # fmt: skip
             self._move(owner, contact, OUTBOUND["subscribed"].get(new, new))
             self._emit("subscribed", owner, contact, stanza.get("id"))
             return self.broadcast.show(owner, contact)  # also to who asks again: it has lost what it knew
@@ -11146,6 +11169,159 @@ class IqAuth(Feature):
         return None
 
 
+class Invitations(Feature):
+    """Invitations (XEP-0401): a link that lets somebody register here, and makes contacts of those who meet by it.
+
+        C: <iq type='set' id='p1' to='example.org'><preauth xmlns='urn:xmpp:pars:0' token='…'/></iq>
+        S: <iq type='result' id='p1'/>                     … and registration is open to this stream
+
+    By XEP-0445 before there is an account, by XEP-0379 with one: a request for a subscription
+    that shows the token is allowed at once, and returned. A token counts as used when the
+    account is there. Who may invite others to *register* is `[registration] invite`.
+
+    Documents: "invitations", by host, keyed by a hash of the token: `{"contacts": [JIDs of accounts here, first
+    the inviter], "username": reserved localpart or "", "account": may it be used to register?, "uses": how
+    often it may be used yet, "expires": seconds since 1970}`.
+    """
+
+    namespace = PARS
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.known = server.storage.documents("invitations", dict)
+        self.page: Callable[[str, str], str] = lambda host, token: ""  # the web page for it, if there is one
+
+    def offer(self, stream: ClientStream) -> Element | None:
+        """By this name clients know XEP-0445, while there is nobody on the stream yet."""
+        return E(INVITE("register")) if stream.state is StreamState.OPEN else None
+
+    # -- making one, and what it says
+
+    def create(self, host: str, contacts: Sequence[JID], *, account: bool, username: str = "", uses: int = 1,
+               lifetime: float = INVITATION_LIFETIME) -> str:  # fmt: skip
+        """Return the token of a new invitation; raises StanzaError when there are too many."""
+        keeper, now = JID("", host, ""), time.time()
+        for key, invitation in dict(self.known.items(keeper)).items():
+            if invitation["expires"] < now:
+                self.known.put(keeper, key, None)
+        inviter = [str(jid) for jid in contacts[:1]]
+        mine = sum(1 for one in self.known.items(keeper).values() if inviter and one["contacts"][:1] == inviter)
+        if mine >= MAX_INVITATIONS_PER_ACCOUNT or len(self.known.items(keeper)) >= MAX_WAITING_INVITATIONS:
+            raise StanzaError("resource-constraint", "too many invitations are waiting to be used")
+        token = secrets.token_hex(16)
+        self.known.put(keeper, self._key(token), {
+            "contacts": [str(jid) for jid in contacts], "username": username, "account": account,
+            "uses": uses, "expires": int(now + lifetime),
+        })  # fmt: skip
+        return token
+
+    @staticmethod
+    def _key(token: str) -> str:
+        return hashlib.sha256(token.encode()).hexdigest()
+
+    def find(self, host: str, token: str, *, accepted: bool = False) -> Mapping[str, Any] | None:
+        """Return a valid invitation; None for any other token. One that was `accepted` in time has no end."""
+        found: Mapping[str, Any] | None = self.known.item(JID("", host, ""), self._key(token))
+        return found if found is not None and (accepted or found["expires"] >= time.time()) else None
+
+    def uri(self, host: str, token: str) -> str:
+        """Return what a client opens (XEP-0401 §5.1, §5.4): become a contact, or register as somebody."""
+        invitation = self.find(host, token) or {"contacts": [], "username": "", "account": True}
+        if invitation["contacts"] and not invitation["username"]:
+            may_register = ";ibr=y" if invitation["account"] else ""
+            return f"xmpp:{quote(invitation['contacts'][0], safe='@')}?roster;preauth={token}{may_register}"
+        name = f"{quote(invitation['username'])}@" if invitation["username"] else ""
+        return f"xmpp:{name}{quote(host)}?register;preauth={token}"
+
+    def describe(self, host: str, token: str) -> dict[str, str]:
+        """Return what to pass on: `uri`, `landing-url` ("" for none), `expire`."""
+        invitation = self.find(host, token)
+        expires = stamp(invitation["expires"]) if invitation else ""
+        return {"uri": self.uri(host, token), "landing-url": self.page(host, token), "expire": expires}
+
+    def account_removed(self, owner: JID) -> None:
+        """What somebody has promised ends with the account; the next one of this name has promised nothing."""
+        keeper = JID("", owner.domain, "")
+        for key, invitation in dict(self.known.items(keeper)).items():
+            if invitation["contacts"][:1] == [str(owner)]:
+                self.known.put(keeper, key, None)
+
+    # -- using one to register (XEP-0445)
+
+    @iq("set", PARS("preauth"), to="stream")
+    def accept(self, request: Iq) -> None:
+        """§4: the moment at which the time counts. Guessing is limited as with passwords (threat S84)."""
+        stream, token = request.from_stream, request.payload.get("token", "")
+        if stream.owner is not None or not stream.may_log_in:
+            raise StanzaError("not-allowed")
+        try:
+            self.server.guard.check(stream.transport.peer)
+        except SASLError as error:
+            raise StanzaError("resource-constraint", error.text) from None
+        invitation = self.find(stream.host, token)
+        if invitation is None or not invitation["account"]:
+            stream.login_failed("")
+            if stream.failed_logins >= self.server.config.limits.sasl_failures:
+                raise StreamError("policy-violation", "too many wrong invitations")
+            raise StanzaError("item-not-found", "the invitation is unknown, used up or expired")
+        stream.invitation = token
+
+    def check_name(self, stream: ClientStream, owner: JID) -> None:
+        """XEP-0401 §6.2: a reserved name is for one invitation, which is for that name; raises StanzaError."""
+        own = self.find(stream.host, stream.invitation, accepted=True) if stream.invitation else None
+        if stream.invitation and own is None:
+            raise StanzaError("not-acceptable", "the invitation has been used meanwhile")
+        if own is not None and own["username"]:
+            if own["username"] != owner.local:
+                raise StanzaError("not-acceptable", f"the invitation is for {own['username']}")
+        elif any(one["username"] == owner.local and one["expires"] >= time.time()
+                 for one in self.known.items(JID("", stream.host, "")).values()):  # fmt: skip
+            raise StanzaError("conflict")
+
+    def arrived(self, stream: ClientStream, owner: JID) -> None:
+        """XEP-0401 §5.5: the account is there; its contacts are, too, as if all had asked and allowed."""
+        invitation = self._use(stream.host, stream.invitation, accepted=True)
+        for text in invitation["contacts"]:
+            contact, roster = JID.parse(text), self.server.registry.feature(Roster)
+            if contact in self.server.accounts and contact != owner:
+                roster.change(owner, contact, subscription="both", ask=False)
+                roster.change(contact, owner, subscription="both", ask=False)
+
+    def _use(self, host: str, token: str, *, accepted: bool = False) -> Mapping[str, Any]:
+        invitation = self.find(host, token, accepted=accepted)
+        if invitation is None:
+            raise StanzaError("not-acceptable", "the invitation has been used meanwhile")
+        left = {**invitation, "uses": invitation["uses"] - 1}
+        self.known.put(JID("", host, ""), self._key(token), left if left["uses"] else None)
+        return invitation
+
+    # -- using one to become a contact (XEP-0379)
+
+    def vouches(self, owner: JID, contact: JID, request: Stanza) -> bool:
+        """§3.5, §4.1: the owner has given this token away; what is no such token, is as if it were not there."""
+        preauth = request.find(PARS("preauth"))
+        invitation = None if preauth is None else self.find(owner.domain, preauth.get("token", ""))
+        if preauth is None or invitation is None or str(owner) not in invitation["contacts"][:1]:
+            return False
+        self._use(owner.domain, preauth.get("token", ""))
+        subscriptions = self.server.registry.feature(Subscriptions)
+        self.server.loop.post(functools.partial(subscriptions.ask, owner, contact))  # once theirs is answered
+        return True
+
+
+class InvitedRegistration(Feature):
+    """Pre-Authenticated In-Band Registration (XEP-0445), as its text names it; `Invitations` and `Registration` do it.
+
+        S: <register xmlns='urn:xmpp:ibr-token:0'/>
+    """
+
+    namespace = IBR_TOKEN
+
+    def offer(self, stream: ClientStream) -> Element | None:
+        """§3."""
+        return E(IBR_TOKEN("register")) if stream.state is StreamState.OPEN else None
+
+
 class Registration(Feature):
     """In-Band Registration (XEP-0077): a new account, another password, or no account any more.
 
@@ -11166,13 +11342,17 @@ class Registration(Feature):
 
     def offer(self, stream: ClientStream) -> Element | None:
         """§8: while there is nobody on the stream yet."""
-        is_open = self.server.config.registration_open and stream.state is StreamState.OPEN
+        is_open = self.is_open(stream) and stream.state is StreamState.OPEN
         return E(REGISTER_FEATURE("register")) if is_open else None
 
     # -- a new account
 
+    def is_open(self, stream: ClientStream) -> bool:
+        """Whether somebody may register: anybody, or whoever has been invited (XEP-0445)."""
+        return self.server.config.registration_open or bool(stream.invitation)
+
     def _check(self, stream: ClientStream) -> None:
-        if not (self.server.config.registration_open and stream.may_log_in):
+        if not (self.is_open(stream) and stream.may_log_in):
             raise StanzaError("service-unavailable")  # §3.1; §11: not without TLS
         if stream.owner is not None or stream.has_registered:
             raise StanzaError("not-acceptable", "one account per stream")  # §3.1.1
@@ -11203,11 +11383,16 @@ class Registration(Feature):
             raise StanzaError("not-acceptable", "such a name is not possible") from None
         if owner in self.server.accounts or owner in self.server.config.admins:
             raise StanzaError("conflict")  # an administrator's name is the owner's to give
+        self.server.registry.feature(Invitations).check_name(stream, owner)
         return Later(new_credentials, (password, owner, self.server.config.compat.digest_md5),
                      lambda credentials: self._create(stream, owner, credentials))  # fmt: skip
 
     def _create(self, stream: ClientStream, owner: JID, credentials: Mapping[str, Any]) -> Payload:
+        invitations = self.server.registry.feature(Invitations)
+        invitations.check_name(stream, owner)  # again: somebody may have been faster
         self.server.create_account(owner, credentials)
+        if stream.invitation:
+            invitations.arrived(stream, owner)
         stream.has_registered = True
         log.info("%s: registered %s", stream, owner)
         return None
@@ -21305,6 +21490,7 @@ class CommandResult:
     note: str = ""
     fields: Sequence[Field] = ()
     elements: Sequence[Element] = ()
+    form_type: str = ADMIN
 
 
 @dataclass(slots=True)
@@ -21341,11 +21527,12 @@ class AdHocCommand(NamedTuple):
     fields: Sequence[Field]
     function: Callable[[CommandRequest], CommandResult]
     who: str = "admin"  # or "local": everybody here
+    form_type: str = ADMIN  # "" for none
 
     @property
     def template(self) -> FormTemplate:
         """The form."""
-        return FormTemplate(ADMIN, self.fields, title=self.title)
+        return FormTemplate(self.form_type, self.fields, title=self.title)
 
 
 def command_add_user(request: CommandRequest) -> CommandResult:
@@ -21482,6 +21669,57 @@ def command_end_run(again: bool) -> Callable[[CommandRequest], CommandResult]:
     return function
 
 
+def may_invite_to_register(server: Server, jid: JID) -> bool:
+    """`[registration] invite`."""
+    return server.config.registration_invite == "everyone" or jid.bare in server.config.admins
+
+
+def invitation_made(request: CommandRequest, token: str) -> CommandResult:
+    """XEP-0401 §5.1: what to pass on."""
+    described = request.server.registry.feature(Invitations).describe(request.host, token)
+    return CommandResult(fields=[Field(var, value=text) for var, text in described.items() if text],
+                         form_type=f"{INVITE}#invitation")  # fmt: skip
+
+
+def command_invite(request: CommandRequest) -> CommandResult:
+    """XEP-0401 §5.1: somebody becomes the asker's contact, and may register here if the asker may invite to that."""
+    if request.sender.domain != request.host:
+        raise StanzaError("not-allowed", "ask your own server")
+    account = may_invite_to_register(request.server, request.sender)
+    token = request.server.registry.feature(Invitations).create(request.host, [request.sender.bare], account=account)
+    return invitation_made(request, token)
+
+
+def command_create_account(request: CommandRequest) -> CommandResult:
+    """XEP-0401 §5.4: somebody registers, perhaps under a name that is theirs until then."""
+    try:
+        username = prepare_account_name(request.values["username"]) if request.values.get("username") else ""
+    except ValueError as error:
+        raise StanzaError("not-acceptable", str(error)) from None
+    if username and JID(username, request.host, "") in request.server.accounts:
+        raise StanzaError("conflict")
+    contacts = [request.sender.bare] if request.values.get("roster-subscription") else []
+    token = request.server.registry.feature(Invitations).create(
+        request.host, contacts, account=True, username=username)  # fmt: skip
+    return invitation_made(request, token)
+
+
+def invite_user(server: Server, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """`xmppd invite`: an invitation to register on a host, with accounts here as first contacts."""
+    host = str(arguments.get("host") or server.config.hosts[0])
+    if host not in server.config.hosts:
+        raise ConfigError(f"{host} is not served here; the hosts are: {', '.join(server.config.hosts)}")
+    contacts = [existing_account({"jid": text}, server)[0] for text in arguments.get("contacts", [])]
+    if any(contact.domain != host for contact in contacts):
+        raise ConfigError(f"expected contacts on {host}, where the new account will be")
+    invitations = server.registry.feature(Invitations)
+    token = invitations.create(host, contacts, account=True, uses=int(arguments.get("uses", 1)),
+                               lifetime=float(arguments.get("lifetime", INVITATION_LIFETIME)))  # fmt: skip
+    return dict(invitations.describe(host, token))
+
+
+CONTROL_COMMANDS["invite"] = invite_user
+
 ACCOUNT = Field("accountjid", "jid-single", "The account", required=True)
 SEVERAL_ACCOUNTS = Field("accountjids", "jid-multi", "The accounts", required=True)
 NEW_PASSWORD = (Field("password", "text-private", "The password", required=True),
@@ -21512,6 +21750,12 @@ COMMAND_LIST: dict[str, AdHocCommand] = {
     f"{ADMIN}#announce": AdHocCommand("Announce something", (WORDS,), command_announce),
     f"{ADMIN}#restart": AdHocCommand("Restart the server", ENDING, command_end_run(True)),
     f"{ADMIN}#shutdown": AdHocCommand("Shut the server down", ENDING, command_end_run(False)),
+    f"{INVITE}#invite": AdHocCommand("Invite somebody", (), command_invite, who="local"),
+    f"{INVITE}#create-account": AdHocCommand(
+        "Invite somebody to register", (
+            Field("username", label="Name of the account, if it is decided"),
+            Field("roster-subscription", "boolean", "Become contacts?", False),
+        ), command_create_account, form_type=""),
 }  # fmt: skip
 
 
@@ -21641,7 +21885,7 @@ class AdHocCommands(Feature):
         if outcome.note:
             done.append(E(COMMANDS("note"), {"type": "info"}, outcome.note))
         if outcome.fields:
-            form = Form("result", [Field(FORM_TYPE, "hidden", value=ADMIN), *outcome.fields]).to_element()
+            form = Form("result", [Field(FORM_TYPE, "hidden", value=outcome.form_type), *outcome.fields]).to_element()
             form.extend(outcome.elements)
             done.append(form)
         return done
@@ -21772,6 +22016,8 @@ FEATURES: tuple[type[Feature], ...] = (
     ResourceBinding,
     SessionEstablishment,
     IqAuth,
+    Invitations,
+    InvitedRegistration,
     Registration,
     StreamLimits,
     StreamManagement,  # endings run in reverse: what a dead session had not got goes on when all know that it's gone
@@ -21852,6 +22098,7 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("XEP-0410", "MUC Self-Ping", "21"),
     ("XEP-0421", "Occupant Identifiers for Semi-Anonymous MUCs", "21"),
     ("XEP-0377", "Blocking Command Reports", "19"),
+    ("XEP-0379", "Pre-Authenticated Roster Subscription", "18"),
     ("XEP-0402", "PEP Native Bookmarks", "20"),
     ("XEP-0440", "SASL Channel-Binding Type Capability", "11"),
     ("XEP-0474", "SASL SCRAM Downgrade Protection", "10"),
@@ -22419,6 +22666,24 @@ def ask_password(jid: JID) -> str:
 def user_add(options: argparse.Namespace) -> int:
     """Create an account."""
     return set_password(options, "user add", "added")
+
+
+def invite(options: argparse.Namespace) -> int:
+    """Print an invitation: its page, if there is one, its address for clients, and its end."""
+    config = configured(options)
+    try:
+        lifetime = read_duration(options.expires)
+    except Unexpected as error:
+        raise ConfigError(f"--expires: expected {error.expected}, found '{options.expires}'") from error
+    if lifetime is None or options.uses < 1:
+        raise ConfigError("an invitation ends: expected a time for --expires, and at least 1 for --uses")
+    made = perform(config, "invite", {"host": options.host, "contacts": options.contact, "uses": options.uses,
+                                      "lifetime": lifetime.total_seconds()})  # fmt: skip
+    if options.json:
+        print(json.dumps(made))
+    else:
+        print("\n".join(filter(None, (made["landing-url"], made["uri"], f"valid until {made['expire']}"))))
+    return 0
 
 
 def user_passwd(options: argparse.Namespace) -> int:
@@ -23071,6 +23336,14 @@ def build_parser() -> argparse.ArgumentParser:
     writing = add_command(commands, "init", init, "write a configuration to begin with")
     writing.add_argument("hosts", nargs="*", metavar="HOST", help="domains to serve; default: this machine's name")
     add_user_commands(commands)
+    inviting = add_command(commands, "invite", invite, "print a link by which somebody can register; "
+                           "the server may be running")  # fmt: skip
+    inviting.add_argument("host", nargs="?", metavar="HOST", help="where; default: the first of the hosts")
+    inviting.add_argument("--contact", action="append", default=[], metavar="JID", help="an account here that becomes "
+                          "a contact of the new one; may be repeated")  # fmt: skip
+    inviting.add_argument("--expires", default="7 days", metavar="TIME", help='"7 days" unless given')
+    inviting.add_argument("--uses", type=int, default=1, metavar="N", help="how many people may use it, 1 unless given")
+    inviting.add_argument("--json", action="store_true", help="print JSON")
     shown = add_command(commands, "status", status, "what runs, since when, sessions, memory; exit status 1 if nothing")
     shown.add_argument("--json", action="store_true", help="print JSON")
     text = "look at configuration, certificate, ports, disk, or at a domain; say what to mend"

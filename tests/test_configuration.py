@@ -52,6 +52,7 @@ KEYS = [
     ("[compat]\ncompression = true", "compat.compression", True),
     ("[compat]\ndigest_md5 = true", "compat.digest_md5", True),
     ('[listen]\nstun = ["127.0.0.1:3478"]', "listen.stun", (Address(socket.AF_INET, "127.0.0.1", 3478),)),
+    ('[registration]\ninvite = "everyone"', "registration_invite", "everyone"),
     ('[calls]\nsecret = "s"', "calls_secret", "s"),
     ('[calls]\nservices = ["stun:a.org"]', "calls_services", (xmppd.CallService("stun", "a.org", 3478, "udp"),)),
     ('[calls]\nsecret = "s"\nservices = ["turns:[::1]:443?transport=udp", "turns:b.org"]', "calls_services",

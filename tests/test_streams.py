@@ -241,7 +241,7 @@ def test_each_stage_offers_only_what_can_be_done_now(secured) -> None:
     """RFC6120-4.3.4-1, RFC6120-5.4.1-1, RFC6120-6.4.1-1, RFC6120-7.4-1, XEP-0440 §2, XEP-0478 §3.1"""
     secured.opens_stream()
     secured.receives_stream_header()
-    features = secured.receives_features("mechanisms", "authentication", "auth", "limits", "sasl-channel-binding")
+    features = secured.receives_features("mechanisms", "authentication", "auth", "limits", "sasl-channel-binding", *2 * ["register"])
     assert len(features.find(f"{{{SASL}}}mechanisms")) >= 5
     assert features.findtext("{urn:xmpp:stream-limits:0}limits/{urn:xmpp:stream-limits:0}max-bytes") == "8192"
     secured.authenticates("romeo", password_of("romeo"))
