@@ -16530,7 +16530,7 @@ class Acknowledgements:
         self.sent = 0  # stanzas that we have sent
         self.queue: deque[Unacknowledged] = deque()  # the last of them, which the peer has not acknowledged
         self.size = 0  # bytes in the queue
-        self._unsynced: deque[tuple[int, int]] = deque()  # (journal position, `handled` before it)
+        self._unsynced: list[tuple[int, int]] = []  # (journal position, `handled` before it)
 
     def count(self) -> None:
         """One more stanza of the peer's is handled; what that changed is perhaps not on the disk yet."""
@@ -16548,7 +16548,7 @@ class Acknowledgements:
 
     def _forget_synced(self) -> None:
         while self._unsynced and self._unsynced[0][0] <= self.storage.synced:
-            self._unsynced.popleft()
+            self._unsynced.pop(0)
 
     def keep(self, data: bytes, archived: str = "") -> None:
         """Note a stanza that is sent now, or that has to wait for a stream."""
@@ -16591,9 +16591,10 @@ class SessionManagement(Acknowledgements):
         self.may_be_resumed = timeout > 0
         self.expiry: Timer | None = None  # while it is detached
         self._is_of_interest = bool(session.server.registry.listeners("acknowledged"))  # what has been archived
-        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # (`sent` then, whom to call)
+        self._waiting: list[tuple[int, Callable[[], None]]] = []  # (`sent` then, whom to call)
         self._asked_at: float | None = None  # by the loop's clock, while an <r/> of ours is unanswered
-        self._timer: Timer | None = None  # until we ask, or have waited long enough for the answer
+        self._asking: Timer | None = None  # until we ask
+        self._looking: Timer | None = None  # until we see whether there is an answer; it outlives many of them
         self._answering: Timer | None = None  # see `answer`
 
     # -- out
@@ -16606,8 +16607,8 @@ class SessionManagement(Acknowledgements):
             session.stream.send_written(data)
             if self._asked_at is None and len(self.queue) >= ACK_EVERY:
                 self.ask()
-            elif self._timer is None:
-                self._timer = session.server.loop.call_later(ACK_DELAY, self.ask)
+            elif self._asked_at is None and self._asking is None:
+                self._asking = session.server.loop.call_later(ACK_DELAY, self.ask)
         limits = session.server.config.limits
         if len(self.queue) > limits.unacknowledged or self.size > limits.unread:
             session.server.loop.post(self._overflow)  # not here: whoever sends may be in the middle of something
@@ -16632,36 +16633,48 @@ class SessionManagement(Acknowledgements):
 
     def ask(self) -> None:
         """§4: request an acknowledgement; a client that doesn't say a word within the answer's time is gone."""
+        self._cancel_question()
         if not self.session.is_attached:
             return
-        loop = self.session.server.loop
-        self.stop()
-        self._asked_at = loop.now()
+        if self._asked_at is None:
+            self._asked_at = self.session.server.loop.now()
         self.session.stream.send_element(E(SM("r")))
-        self._timer = loop.call_later(min(ACK_STALL, self._longest), self._look)
+        if self._looking is None:
+            self._look_in(min(ACK_STALL, self._longest))
+
+    def _cancel_question(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
 
     @property
     def _longest(self) -> float:
         return self.session.server.config.limits.answer_timeout
 
+    def _look_in(self, seconds: float) -> None:
+        self._looking = self.session.server.loop.call_later(seconds, self._look)
+
     def _look(self) -> None:
         """Nothing heard for a while: somebody may want to know; for long: the client is gone."""
-        self._timer, asked_at, loop = None, self._asked_at, self.session.server.loop
-        if asked_at is None or self.session.stream.heard_at >= asked_at:
+        self._looking = None
+        if self._asked_at is None or self.session.stream.heard_at >= self._asked_at:
             self._asked_at = None
-        elif loop.now() >= asked_at + self._longest:
-            self.session.stream.break_off()
-        else:
-            self._timer = loop.call_later(asked_at + self._longest - loop.now(), self._look)
-            for event in self.session.server.registry.listeners("session_stalled"):
-                event(self.session)
+            return
+        waited = self.session.server.loop.now() - self._asked_at
+        if waited >= self._longest:
+            return self.session.stream.break_off()
+        if waited < ACK_STALL:  # there was an answer to the question before this one
+            return self._look_in(min(ACK_STALL, self._longest) - waited)
+        self._look_in(self._longest - waited)
+        for event in self.session.server.registry.listeners("session_stalled"):
+            event(self.session)
 
     def take(self, h: int) -> None:
         """The client has acknowledged the first `h` stanzas; raises StreamError (§6)."""
         confirmed = self.acknowledge(h)
         arrived = self.sent - len(self.queue)
         while self._waiting and self._waiting[0][0] <= arrived:
-            self._waiting.popleft()[1]()
+            self._waiting.pop(0)[1]()
         archived = next((stanza.archived for stanza in reversed(confirmed) if stanza.archived), "")
         if archived:
             for event in self.session.server.registry.listeners("acknowledged"):
@@ -16670,9 +16683,9 @@ class SessionManagement(Acknowledgements):
     def acknowledged(self, h: int) -> None:
         """`<a/>`: take it, and plan the next question if something is still on its way."""
         self.take(h)
-        self.stop()
-        if self.queue:
-            self._timer = self.session.server.loop.call_later(ACK_DELAY, self.ask)
+        self._asked_at = None
+        if self.queue and self._asking is None:
+            self._asking = self.session.server.loop.call_later(ACK_DELAY, self.ask)
 
     # -- in
 
@@ -16697,9 +16710,10 @@ class SessionManagement(Acknowledgements):
 
     def stop(self) -> None:
         """Ask nothing and wait for no answer."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._asked_at = None
+        self._cancel_question()
+        if self._looking is not None:
+            self._looking.cancel()
+        self._looking = self._asked_at = None
 
     def retransmit(self) -> None:
         """§5: on the new stream, send again what the client has not got."""
@@ -16722,7 +16736,7 @@ class SessionManagement(Acknowledgements):
         if self.expiry is not None:
             self.expiry.cancel()
         while self._waiting:
-            self._waiting.popleft()[1]()
+            self._waiting.pop(0)[1]()
         return self.queue
 
 

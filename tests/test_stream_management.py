@@ -206,6 +206,25 @@ def test_a_client_that_does_not_answer_is_gone_and_may_come_back(
     resumes(server, id, 0, 0).receives(said("a"))
 
 
+def test_each_question_has_a_minute_of_its_own(server: MemoryServer, romeo: Client, juliet: Client) -> None:
+    """§4: an answer to the question before doesn't make the next one late, nor the client dead"""
+    juliet.hears_requests = True
+    manages(juliet)
+    limit = server.server.config.limits.answer_timeout
+    for number in range(3):
+        writes(romeo, str(number))
+        juliet.receives(said(str(number)))
+        passes(server, xmppd.ACK_DELAY)
+        juliet.receives(f"<r {SM}/>")
+        passes(server, limit - 5)
+        if number < 2:
+            juliet.sends(f"<a {SM} h='{number + 1}'/>")
+    assert not juliet.unread()
+    passes(server, 6)
+    juliet.receives_stream_error("connection-timeout")
+    assert juliet.is_closed()
+
+
 def test_whatever_it_says_proves_that_it_is_there(server: MemoryServer, romeo: Client, juliet: Client) -> None:
     """§4: a client that is slow to answer, but says other things, is not cut off"""
     manages(juliet)
