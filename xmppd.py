@@ -15875,6 +15875,13 @@ class MultiUserChat(Feature):
         """§11.2: the rooms close for a while (332)."""
         self._close(list(self.rooms))
 
+    def domain_lost(self, domain: str) -> None:
+        """§18.1.2: who came from a server that cannot be reached is not here any more."""
+        for room in list(self.rooms.values()):
+            for full in [full for full in room.present if JID.parse(full).domain == domain]:
+                room.remove_unreachable(full)
+            self._tidy(room)
+
     def find(self, jid: JID, asker: JID) -> Room:
         """Return a room; raises StanzaError("item-not-found"), also while only its owner may know of it (§17.2)."""
         room = self.rooms.get(jid.bare)
@@ -18691,6 +18698,7 @@ class OutgoingRoute:
         self._expiry: Timer | None = None
         self._arrived = 0  # records at the head of the log that need not be there any more
         self._forgetting: Timer | None = None
+        self._is_noted = False  # that there is a log
 
     @property
     def is_idle(self) -> bool:
@@ -18705,8 +18713,10 @@ class OutgoingRoute:
             raise StanzaError("resource-constraint", f"too much waits for {self.remote}", kind="wait")
         lasting = kind_of(stanza) in LASTING
         if lasting:
-            self.federation.log.append(self.owner, {"at": time.time(), "stanza": data.decode()})
-            self.federation.note_log(self)
+            self.federation.log.append(self.owner, {"at": int(time.time()), "stanza": data.decode()})
+            if not self._is_noted:
+                self._is_noted = True
+                self.federation.note_log(self)
         waiting = Waiting(stanza, data, self.loop.now(), lasting)
         if self.stream is not None:
             self.stream.deliver(self, waiting)
@@ -18845,6 +18855,8 @@ class OutgoingRoute:
             self._bounce("remote-server-timeout")
         if self.queue:
             self._watch_expiry()
+        if self.stream is None:
+            self.federation.domain_is_lost(self.remote)
 
     def _bounce_all(self, condition: str) -> None:
         for _ in range(len(self.queue)):  # those that an answer adds have their own fate

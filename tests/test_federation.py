@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import socket
+import ssl
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 import xmppd
 from tests.dialogue import SASL, TLS, Client
 from tests.federating import DIALBACK_OFFER, Internet, Peer, certificate_of
-from tests.servers import MemoryServer
+from tests.servers import MemoryServer, ProcessServer
 
 pytestmark = pytest.mark.config(federation={"enabled": True})
 
@@ -502,6 +504,31 @@ def test_subscriptions_and_presence_cross_the_border(romeo: Client, internet: In
     romeo.receives_anything()
 
 
+def test_rooms_let_go_of_who_cannot_be_reached(romeo: Client, internet: Internet) -> None:
+    """XEP0045-18.1.2: everybody of a domain that is lost leaves, whoever was written to"""
+    room, muc = "kitchen@conference.example.org", "<x xmlns='http://jabber.org/protocol/muc'/>"
+    romeo.sends(f"<presence to='{room}/Romeo'>{muc}</presence>")
+    romeo.sends(f"<iq type='set' id='c' to='{room}'><query xmlns='http://jabber.org/protocol/muc#owner'>"
+                "<x xmlns='jabber:x:data' type='submit'/></query></iq>")  # fmt: skip
+    caller = internet.caller(FAR).is_verified(to="example.org")
+    caller.proves(FAR, "conference.example.org")
+    for nick in ("Juliet", "Nurse"):
+        caller.sends(f"<presence from='{nick}@{FAR}/x' to='{room}/{nick}'>{muc}</presence>")
+    ours = internet.peers[FAR]
+    ours.confirms("conference.example.org")
+    ours.receives_nothing_of_importance()
+    romeo.receives_anything()
+    internet.domains.clear()
+    ours.disconnects()
+    romeo.sends(f"<message type='groupchat' to='{room}'><body>Where are you?</body></message>")
+    romeo.passes_barrier()
+    internet.server.clock.skip(5)
+    romeo.passes_barrier()
+    internet.is_quiet()
+    gone = {stanza.get("from") for stanza in romeo.receives_anything() if stanza.get("type") == "unavailable"}
+    assert gone == {f"{room}/Juliet", f"{room}/Nurse"}
+
+
 # ---- both ways ------------------------------------------------------------------------
 
 
@@ -633,6 +660,44 @@ def test_who_does_not_answer_the_question_is_gone(romeo: Client, internet: Inter
     peer.receives_stream_error("connection-timeout")
     assert peer.is_closed()
     romeo.forgets_unread()
+
+
+# ---- on the wire ----------------------------------------------------------------------
+
+
+@pytest.mark.wire
+@pytest.mark.config(federation={"enabled": True}, listen={"server": ["127.0.0.1:0"]})
+def test_tls_from_the_first_byte_on_the_same_port(server: ProcessServer) -> None:
+    """XEP-0368 §3: ALPN says xmpp-server; and STARTTLS works there, too"""
+    context = ssl.create_default_context(cafile=str(server.authority))
+    context.set_alpn_protocols(["xmpp-server"])
+    header = ("<stream:stream xmlns='jabber:server' xmlns:stream='http://etherx.jabber.org/streams' "
+              "xmlns:db='jabber:server:dialback' to='example.org' from='montague.example' version='1.0'>")  # fmt: skip
+    plain = socket.create_connection(("127.0.0.1", server.ports["server"]), 15)
+    with context.wrap_socket(plain, server_hostname="example.org") as sock:
+        assert sock.selected_alpn_protocol() == "xmpp-server"
+        sock.sendall(header.encode())
+        assert "<dialback " in read_until(sock, b"</stream:features>")
+    with socket.create_connection(("127.0.0.1", server.ports["server"]), 15) as sock:
+        sock.sendall(header.encode())
+        assert "<starttls " in read_until(sock, b"</stream:features>")
+
+
+@pytest.mark.wire
+@pytest.mark.config(federation={"enabled": True, "routes": {FAR: "127.0.0.1:1"}}, listen={"server": ["127.0.0.1:0"]})
+def test_a_server_that_is_not_there_does_not_hold_us_up(romeo: Client) -> None:
+    """RFC6120-3.2.1-1: the connection is refused at once, and the message waits"""
+    writes(romeo, "O", "m1")
+    romeo.receives_nothing()
+
+
+def read_until(sock: socket.socket, end: bytes) -> str:
+    data = b""
+    while end not in data:
+        more = sock.recv(4096)
+        assert more, data
+        data += more
+    return data.decode()
 
 
 # ---- the end --------------------------------------------------------------------------
