@@ -7,11 +7,16 @@ between domains whose certificates nobody knows, where dialback has to do.
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import pytest
 
+import xmppd
 from tests.bench.servers import NotInstalled, debian_version
 from tests.interop.internet import CAPS, Ejabberd, Internet, Node, Person, Prosody, Xmppd, wait_until
 
@@ -204,3 +209,29 @@ def a_day(near: Node, far: Node, trust: str, servers: Servers) -> None:
 @pytest.mark.parametrize("far", ["mantua", "prosody", "ejabberd"])
 def test_people_of_two_servers(servers: Servers, far: str, trust: str) -> None:
     a_day(servers.get("verona"), servers.get(far), trust, servers)
+
+
+# -- what `xmppd check DOMAIN` says of them
+
+
+def looked_at(servers: Servers, node: Node, domain: str, tmp_path: Path) -> tuple[int, str]:
+    """Return exit status and output of the command, on a machine that trusts the tests' authority."""
+    servers.internet.names.add(f"_xmpp-client._tcp.{domain}. 300 IN SRV 5 0 {node.client_port} xmpp.{domain}.")
+    config = tmp_path / "xmppd.toml"
+    config.write_text(f'hosts = ["mantua.example"]\n[federation]\nnameservers = ["{servers.internet.names.address}"]\n')
+    command = [sys.executable, str(xmppd.__file__), "--config", str(config), "--data", str(tmp_path / "data"), "check", domain]
+    environment = {**os.environ, "SSL_CERT_FILE": str(servers.internet.authority)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["verona", "prosody", "ejabberd"])
+def test_check_finds_a_healthy_server_healthy_and_tells_what_ails_another(servers: Servers, tmp_path: Path, name: str) -> None:
+    node = servers.get(name)
+    status, said = looked_at(servers, node, node.good, tmp_path)
+    assert (status, said.splitlines()[-1]) == (0, "all is well"), said
+    for service in ("xmpp-client", "xmpp-server"):
+        assert f"ok: {service}: {node.host} port " in said and "is from an authority that this machine knows" in said
+    status, said = looked_at(servers, node, node.own, tmp_path)
+    assert (status, said.splitlines()[-1]) == (1, "2 problems"), said
+    assert said.count("its certificate doesn't verify: self") == 2, said
