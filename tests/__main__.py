@@ -13,22 +13,23 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIENT = ROOT / "tests" / "node_modules" / "@xmpp" / "client"
+MODULES = ROOT / "tests" / "node_modules"
+CLIENTS = ("@xmpp/client", "converse.js", "puppeteer-core")
 
 
-def install_javascript_client() -> bool:
-    """Fetch what tests/package.json names, for tests/interop/test_xmppjs.py; return whether that is all right.
+def install_javascript_clients() -> bool:
+    """Fetch what tests/package.json names, for tests/interop; return whether that is all right.
 
-    Without npm that one test is skipped and says so; continuous integration insists on it.
+    Without npm those tests are skipped and say so; continuous integration insists on them.
     """
     npm = shutil.which("npm")
-    if CLIENT.is_dir() or (npm is None and "CI" not in os.environ):
+    if all((MODULES / name).is_dir() for name in CLIENTS) or (npm is None and "CI" not in os.environ):
         return True
     if npm is None:
-        print("CI is set, but there is no npm: node and npm are needed for tests/interop/test_xmppjs.py")
+        print("CI is set, but there is no npm: node and npm are needed for tests/interop")
         return False
     command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-    done = subprocess.run(command, cwd=CLIENT.parents[2], check=False)
+    done = subprocess.run(command, cwd=MODULES.parent, check=False)
     return done.returncode == 0 or "CI" not in os.environ
 
 
@@ -41,7 +42,7 @@ def passes(name: str, *command: str) -> bool:
 def main() -> int:
     """Run all checks; return the exit status."""
     results = [
-        install_javascript_client(),
+        install_javascript_clients(),
         passes("ruff", "ruff", "check", "."),
         passes("mypy", "mypy"),
         passes("chapters", "tests.test_layout"),

@@ -3,6 +3,9 @@
 
 import assert from "node:assert/strict";
 import { client, xml } from "@xmpp/client";
+import WebSocket from "ws";
+
+globalThis.WebSocket ??= WebSocket; // node has its own from version 22 on
 
 const service = process.argv[2];
 const PATIENCE = 15_000; // milliseconds for one thing to happen

@@ -3,6 +3,9 @@
 
 import assert from "node:assert/strict";
 import { client, xml } from "@xmpp/client";
+import WebSocket from "ws";
+
+globalThis.WebSocket ??= WebSocket; // node has its own from version 22 on
 
 const PATIENCE = 30_000; // milliseconds for everything
 const userAgent = xml("user-agent", { id: "d4565fa7-4d72-4749-b3d3-740edbf87770" }, xml("software", {}, "xmpp.js"));

@@ -60,4 +60,15 @@ def test_a_client_comes_back_after_a_cut(node: str, process_server: ProcessServe
     """XEP-0198 §5, as the library resumes: inside SASL2 (§9.2)"""
     environment = {"NODE_EXTRA_CA_CERTS": str(process_server.authority)}
     done = chat(node, process_server.port, environment, "resume.mjs")
+WEB = pytest.mark.config(listen={"web": ["127.0.0.1:0"]})
+
+
+@WEB
+@pytest.mark.parametrize("script", ["chat.mjs", "fast.mjs"])
+def test_all_of_it_works_over_websocket(node: str, process_server: ProcessServer, script: str) -> None:
+    """RFC 7395, with SASL2, Bind 2 and FAST inside; the certificate is verified here too."""
+    environment = {**os.environ, "NODE_EXTRA_CA_CERTS": str(process_server.authority)}
+    service = f"wss://localhost:{process_server.ports['web']}/xmpp-websocket"
+    command = [node, str(HERE / script), service]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
     assert (done.returncode, done.stdout) == (0, "all well\n"), done.stderr
