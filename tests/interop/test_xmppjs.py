@@ -60,6 +60,9 @@ def test_a_client_comes_back_after_a_cut(node: str, process_server: ProcessServe
     """XEP-0198 §5, as the library resumes: inside SASL2 (§9.2)"""
     environment = {"NODE_EXTRA_CA_CERTS": str(process_server.authority)}
     done = chat(node, process_server.port, environment, "resume.mjs")
+    assert (done.returncode, done.stdout) == (0, "all well\n"), done.stderr
+
+
 WEB = pytest.mark.config(listen={"web": ["127.0.0.1:0"]})
 
 
