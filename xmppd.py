@@ -8323,6 +8323,7 @@ class Session:
         self.wants = NOTHING  # pubsub nodes it wants to be notified of
         self.directed: dict[str, None] = {}  # who got directed presence (RFC 6121 §4.6), in order
         self.carbons_since = 0.0  # Unix time since when it gets copies of messages (XEP-0280), 0 while it doesn't
+        self.read: set[str] = set()  # ids of what it has from the archive, so long as offline messages may wait for it
         self.copied: deque[str] | None = None  # ids of its last messages that the account's other sessions got, too
         self.active_list = ""  # the name of its active privacy list (XEP-0016 §2.4)
         self.rules: Rules | None = None  # the privacy list that counts for it, active or default (chapter 19)
@@ -9994,6 +9995,7 @@ class OfflineMessages(Feature):
             return
         for record in records:
             self._deliver(session, record)
+        session.read.clear()
         self._flushing[owner] = session
         session.when_delivered(functools.partial(self._sent, session, len(records)))
 
@@ -10003,6 +10005,8 @@ class OfflineMessages(Feature):
         except StreamError as error:  # edited by hand, or older than a stricter rule
             return log.error("a message waiting for %s cannot be read (%s): dropped", session.bare, error.condition)
         assert isinstance(message, Stanza)
+        if session.read and any(one.get("id") in session.read for one in message.iterfind(STANZA_ID("stanza-id"))):
+            return  # XEP-0313 §6.1.1: it has come from the archive; and leaves the log as if it were sent again
         add_delay(message, session.jid.domain, record["at"])
         session.send(message)
 
@@ -10689,6 +10693,8 @@ class Archive(Feature):
         owner, session = request.owner, request.from_session
         wanted = read_selection(self.archives, owner, request.payload)
         page = yield from self.archives.select(owner, wanted)
+        if session.presence is None and len(session.read) < self.server.config.limits.offline:
+            session.read.update(record["id"] for record in page.records)
         for result in archive_results(self.archives, owner, page, request.payload):
             session.send(Stanza(MESSAGE, {"from": str(owner), "to": session.full}, result))
         return archive_end(wanted, page)

@@ -125,6 +125,23 @@ def test_an_offline_message_has_the_same_id(romeo: Client, juliet: Client) -> No
     assert asks(juliet).ids == [told.find(STANZA_ID).get("id")]  # type: ignore[union-attr]
 
 
+def test_what_came_from_the_archive_does_not_come_again(romeo: Client, juliet: Client, server: MemoryServer) -> None:
+    """XEP-0313 §6.1.1, XEP-0160: who asks the archive before becoming available; all others get everything"""
+    romeo.sends("".join(chat(str(number)) for number in range(4)))
+    romeo.passes_barrier()
+    assert asks(juliet, page(max=2)).bodies == ["0", "1"]
+    juliet.sends("<presence/>")
+    assert [stanza.findtext(BODY) for stanza in juliet.receives_anything()] == [None, "2", "3"]
+    juliet.sends("<presence type='unavailable'/>")
+    juliet.receives_anything()
+    romeo.sends(chat("4"))
+    assert asks(juliet, page(max=1)).bodies == ["0"]
+    other = server.client().login("juliet", resource="phone")
+    other.sends("<presence/>")
+    assert [stanza.findtext(BODY) for stanza in other.receives_anything()] == [None, "4"]
+    juliet.receives_anything()
+
+
 def test_forged_ids_are_taken_away(romeo: Client, juliet: Client) -> None:
     """S43: all that claim to be by the account are gone, then there is one; those by others stay"""
     juliet.comes_online()
