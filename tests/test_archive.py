@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -602,6 +603,7 @@ def test_paging_gives_everything_once_in_both_directions(
             ids += fill(archives, ROMEO, 25, 100_000 if month == 2 else 7)
             patch.undo()
     if is_on_disk:
+        server.loop.turn(0)
         server.storage._begin_checkpoint()
         while server.storage._checkpointing:
             server.loop.turn(0.01)
@@ -664,3 +666,50 @@ def test_all_copies_carry_the_id(server: MemoryServer, romeo: Client, juliet: Cl
     assert ids[0] == ids[1] == {"juliet@example.org": asks(juliet).ids[0]}
     assert ids[2] == {"romeo@example.org": asks(romeo).ids[0]}
     assert asks(hers).ids == asks(juliet).ids and len(asks(his).ids) == 1
+
+
+def test_a_journal_that_is_cut_anywhere_keeps_whole_turns(tmp_path: Path) -> None:
+    """DESIGN §5: records, tombstones and what was dropped, with files that a checkpoint has written in part"""
+
+    def opened(folder: Path) -> tuple[xmppd.Loop, xmppd.Storage, xmppd.Archives]:
+        loop = xmppd.Loop()
+        storage = xmppd.Storage(folder, loop, sync=False)
+        return loop, storage, xmppd.Archives(storage, "archive")
+
+    def records(archives: xmppd.Archives) -> list[object]:
+        return list(whole(archives.select(ROMEO, xmppd.Selection(maximum=250))).records)
+
+    loop, storage, archives = opened(tmp_path / "data")
+    ids: list[str] = []
+    turns: list[tuple[int, list[object]]] = []  # the length of the journal, and what the archive holds then
+    for number in range(40):
+        ids += fill(archives, ROMEO, 3, 5)
+        if number % 5 == 4:
+            archives.bury(ROMEO, ids[-number], ids[-1])
+        if number % 13 == 12:
+            archives.purge(ROMEO, ids[number].encode())
+        loop.turn(0)
+        if number == 20:
+            storage._begin_checkpoint()
+        while storage.synced < storage.position or storage._checkpointing:
+            loop.turn(0.01)
+        if number > 20:
+            turns.append((xmppd.journals(tmp_path / "data")[-1][1].stat().st_size, records(archives)))
+    copies = iter(range(1000))
+
+    @given(cut=st.integers(turns[0][0], turns[-1][0]))
+    @settings(max_examples=15, deadline=None)
+    def check(cut: int) -> None:
+        copy = tmp_path / f"copy{next(copies)}"
+        shutil.copytree(tmp_path / "data", copy, ignore=shutil.ignore_patterns(".reserve", ".lock"))
+        journal = xmppd.journals(copy)[-1][1]
+        journal.write_bytes(journal.read_bytes()[:cut])
+        for _ in range(2):  # the second time from files alone
+            again, other, found = opened(copy)
+            assert records(found) == [kept for length, kept in turns if length <= cut][-1]
+            other.close()
+            again.close()
+
+    check()
+    storage.close()
+    loop.close()
