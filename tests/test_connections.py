@@ -400,6 +400,22 @@ def test_a_fast_sender_before_tls_gets_through_in_the_end(server) -> None:
     client.receives_nothing()
 
 
+@pytest.mark.wire
+def test_strangers_who_come_at_once_are_all_heard(server) -> None:
+    """S10: more than one turn listens to stand in line, and none of them is forgotten."""
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(dial(server)) for _ in range(90)]
+        for sock in socks:
+            sock.settimeout(30)
+            sock.sendall(HEADER.encode() + f"<starttls xmlns='{TLS}'/>".encode())
+        for sock in socks:
+            said = b""
+            while b"<proceed" not in said:
+                piece = sock.recv(65536)
+                assert piece, said
+                said += piece
+
+
 # -- limits of connections
 
 
