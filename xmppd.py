@@ -8166,6 +8166,9 @@ class Feature:
     def account_created(self, owner: JID) -> None:
         """Event: there is a new account."""
 
+    def invited(self, owner: JID, rooms: Sequence[str]) -> None:
+        """Event: the new account was made by an invitation into these rooms (chapter 18)."""
+
     def account_removed(self, owner: JID) -> None:
         """Event: the account is about to go; its documents are still there, and go by themselves afterwards."""
 
@@ -11206,8 +11209,8 @@ class Invitations(Feature):
     account is there. Who may invite others to *register* is `[registration] invite`.
 
     Documents: "invitations", by host, keyed by a hash of the token: `{"contacts": [JIDs of accounts here, first
-    the inviter], "username": reserved localpart or "", "account": may it be used to register?, "uses": how
-    often it may be used yet, "expires": seconds since 1970}`.
+    the inviter], "rooms": [JIDs], "username": reserved localpart or "", "account": may it be used to register?,
+    "uses": how often it may be used yet, "expires": seconds since 1970}`.
     """
 
     namespace = PARS
@@ -11224,7 +11227,7 @@ class Invitations(Feature):
     # -- making one, and what it says
 
     def create(self, host: str, contacts: Sequence[JID], *, account: bool, username: str = "", uses: int = 1,
-               lifetime: float = INVITATION_LIFETIME) -> str:  # fmt: skip
+               lifetime: float = INVITATION_LIFETIME, rooms: Sequence[JID] = ()) -> str:  # fmt: skip
         """Return the token of a new invitation; raises StanzaError when there are too many."""
         keeper, now = JID("", host, ""), time.time()
         for key, invitation in dict(self.known.items(keeper)).items():
@@ -11236,8 +11239,8 @@ class Invitations(Feature):
             raise StanzaError("resource-constraint", "too many invitations are waiting to be used")
         token = secrets.token_hex(16)
         self.known.put(keeper, self._key(token), {
-            "contacts": [str(jid) for jid in contacts], "username": username, "account": account,
-            "uses": uses, "expires": int(now + lifetime),
+            "contacts": [str(jid) for jid in contacts], "rooms": [str(jid) for jid in rooms],
+            "username": username, "account": account, "uses": uses, "expires": int(now + lifetime),
         })  # fmt: skip
         return token
 
@@ -11312,6 +11315,8 @@ class Invitations(Feature):
             if contact in self.server.accounts and contact != owner:
                 roster.change(owner, contact, subscription="both", ask=False)
                 roster.change(contact, owner, subscription="both", ask=False)
+        for event in self.server.registry.listeners("invited") if invitation["rooms"] else ():
+            event(owner, invitation["rooms"])
 
     def _use(self, host: str, token: str, *, accepted: bool = False) -> Mapping[str, Any]:
         invitation = self.find(host, token, accepted=accepted)
@@ -14467,6 +14472,13 @@ class BookmarkConversion(Feature):
         """Somebody has changed bookmarks in private XML."""
         if tag == OLD_BOOKMARKS("storage"):
             self._convert(owner, lambda owner: self._take_old(owner, self._old_list(owner)))
+
+    def invited(self, owner: JID, rooms: Sequence[str]) -> None:
+        """XEP-0402 §3: the clients of a new account enter these rooms by themselves."""
+        for jid in rooms:
+            room = E(BOOKMARKS("conference"), name=JID.parse(jid).local, autojoin="true")
+            self.eventing.publish_for(owner, BOOKMARKS, {jid: room}, PRIVATE_CONFIG)
+        self._convert(owner, self._write_old)
 
     def session_bound(self, session: Session) -> None:
         """XEP-0411 §4: what was in private XML before there was a conversion, as in an account that was imported."""
@@ -21764,8 +21776,12 @@ def invite_user(server: Server, arguments: Mapping[str, Any]) -> dict[str, Any]:
     contacts = [existing_account({"jid": text}, server)[0] for text in arguments.get("contacts", [])]
     if any(contact.domain != host for contact in contacts):
         raise ConfigError(f"expected contacts on {host}, where the new account will be")
+    try:
+        rooms = [JID.parse(str(text)).bare for text in arguments.get("rooms", [])]
+    except StanzaError as error:
+        raise ConfigError(f"--room: expected an address such as kitchen@conference.{host}; {error.text}") from error
     invitations = server.registry.feature(Invitations)
-    token = invitations.create(host, contacts, account=True, uses=int(arguments.get("uses", 1)),
+    token = invitations.create(host, contacts, account=True, rooms=rooms, uses=int(arguments.get("uses", 1)),
                                lifetime=float(arguments.get("lifetime", INVITATION_LIFETIME)))  # fmt: skip
     return dict(invitations.describe(host, token))
 
@@ -22729,8 +22745,8 @@ def invite(options: argparse.Namespace) -> int:
         raise ConfigError(f"--expires: expected {error.expected}, found '{options.expires}'") from error
     if lifetime is None or options.uses < 1:
         raise ConfigError("an invitation ends: expected a time for --expires, and at least 1 for --uses")
-    made = perform(config, "invite", {"host": options.host, "contacts": options.contact, "uses": options.uses,
-                                      "lifetime": lifetime.total_seconds()})  # fmt: skip
+    asked = {"host": options.host, "contacts": options.contact, "rooms": options.room, "uses": options.uses}
+    made = perform(config, "invite", {**asked, "lifetime": lifetime.total_seconds()})
     if options.json:
         print(json.dumps(made))
     else:
@@ -23394,6 +23410,8 @@ def build_parser() -> argparse.ArgumentParser:
     inviting.add_argument("host", nargs="?", metavar="HOST", help="where; default: the first of the hosts")
     inviting.add_argument("--contact", action="append", default=[], metavar="JID", help="an account here that becomes "
                           "a contact of the new one; may be repeated")  # fmt: skip
+    inviting.add_argument("--room", action="append", default=[], metavar="JID", help="a chat room that the new one's "
+                          "clients enter; may be repeated")  # fmt: skip
     inviting.add_argument("--expires", default="7 days", metavar="TIME", help='"7 days" unless given')
     inviting.add_argument("--uses", type=int, default=1, metavar="N", help="how many people may use it, 1 unless given")
     inviting.add_argument("--json", action="store_true", help="print JSON")

@@ -189,6 +189,24 @@ def test_where_everybody_may_invite(server, romeo) -> None:
     registers(guest, "paris")
 
 
+def test_rooms_wait_for_who_arrives(server) -> None:
+    """As bookmarks (XEP-0402), also for older clients (XEP-0049); clients enter them by themselves."""
+    made = xmppd.invite_user(server.server, {"rooms": ["kitchen@conference.example.org"]})
+    guest = arrives(server)
+    is_let_in(guest, token_in(made))
+    registers(guest, "paris")
+    guest.disconnects()
+    paris = server.client().login("paris")
+    paris.sends("<iq type='get' id='1'><pubsub xmlns='http://jabber.org/protocol/pubsub'>"
+                "<items node='urn:xmpp:bookmarks:1'/></pubsub></iq>")  # fmt: skip
+    paris.receives("<iq type='result' id='1'><pubsub xmlns='http://jabber.org/protocol/pubsub'>"
+                   "<items node='urn:xmpp:bookmarks:1'><item id='kitchen@conference.example.org'>"
+                   "<conference xmlns='urn:xmpp:bookmarks:1' name='kitchen' autojoin='true'/></item></items></pubsub></iq>")
+    paris.sends("<iq type='get' id='2'><query xmlns='jabber:iq:private'><storage xmlns='storage:bookmarks'/></query></iq>")
+    paris.receives("<iq type='result' id='2'><query xmlns='jabber:iq:private'><storage xmlns='storage:bookmarks'>"
+                   "<conference jid='kitchen@conference.example.org' .../></storage></query></iq>")  # fmt: skip
+
+
 def test_so_many_invitations_wait(server, romeo) -> None:
     for _ in range(25):
         invites(romeo)
@@ -269,7 +287,7 @@ def test_the_command_line_invites(process_server) -> None:
 
 @pytest.mark.parametrize("words", [
     ["elsewhere.example"], ["--contact", "nobody@example.org"], ["--expires", "soon"], ["--expires", "forever"],
-    ["--uses", "0"], ["example.net", "--contact", "romeo@example.org"],
+    ["--uses", "0"], ["--room", "@"], ["example.net", "--contact", "romeo@example.org"],
 ])  # fmt: skip
 def test_the_command_line_says_what_is_wrong(server: MemoryServer, words: list[str], capsys, monkeypatch) -> None:
     monkeypatch.setattr(xmppd, "configured", lambda options: server.server.config)
