@@ -10079,6 +10079,9 @@ class OfflineMessages(Feature):
 #
 # A message that its author takes back (XEP-0424) leaves a *tombstone*: the record is
 # amended, its words are gone from the disk, and `"gone"` is the id of the retraction.
+#
+# Left out: rooms' messages in accounts' archives, and a mark of what each account has
+# got. What was on its way when the machine lost its power is in the archive, and only there.
 
 ARCHIVE_ID = re.compile("[0-9a-f]{30}")  # 14 digits are microseconds since 1970, the others random
 LAST_ID = b"~"  # behind every id
@@ -22161,13 +22164,16 @@ FOUNDATIONS = (  # what is built into a chapter rather than into a feature
     ("XEP-0249", "Direct MUC Invitations", "21"),
     ("XEP-0288", "Bidirectional Server-to-Server Connections", "23"),
     ("XEP-0334", "Message Processing Hints", "16"),
-    ("XEP-0359", "Unique and Stable Stanza IDs (in rooms)", "21"),
+    ("XEP-0359", "Unique and Stable Stanza IDs", "16, 21"),
     ("XEP-0368", "Direct TLS", "12, 23"),
     ("XEP-0410", "MUC Self-Ping", "21"),
     ("XEP-0421", "Occupant Identifiers for Semi-Anonymous MUCs", "21"),
     ("XEP-0377", "Blocking Command Reports", "19"),
     ("XEP-0379", "Pre-Authenticated Roster Subscription", "18"),
     ("XEP-0402", "PEP Native Bookmarks", "20"),
+    ("XEP-0424", "Message Retraction (tombstones)", "16, 21"),
+    ("XEP-0425", "Moderated Message Retraction", "21"),
+    ("XEP-0441", "Message Archive Management Preferences", "16"),
     ("XEP-0440", "SASL Channel-Binding Type Capability", "11"),
     ("XEP-0474", "SASL SCRAM Downgrade Protection", "10"),
     ("XEP-0486", "MUC Avatars", "21"),
