@@ -98,7 +98,7 @@ from enum import Enum
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, NamedTuple, NoReturn, Protocol, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from weakref import WeakValueDictionary
 from xml.parsers import expat
 
@@ -4899,6 +4899,11 @@ def load_certificate(path: Path) -> Certificate:
         raise ConfigError(f"{path}: expected a certificate in PEM form ({problem}); convert or replace it") from problem
 
 
+def fingerprint(certificate: Path) -> str:
+    """Return the SHA-256 fingerprint of a certificate as people compare it, in pairs of hexadecimal digits."""
+    return hashlib.sha256(load_certificate(certificate).der).digest().hex(":").upper()
+
+
 def load_key(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     """Load certificate chain and private key; raises ConfigError."""
     try:
@@ -5677,6 +5682,7 @@ SALT_SIZE = 16  # bytes
 NONCE_SIZE = 18  # random bytes in ours: 24 characters
 MAX_DIGEST_RESPONSE = 4096  # bytes; RFC 2831 §2.1.2: it must be shorter
 SCRAM_HASHES = {"scram-sha-256": "sha256", "scram-sha-1": "sha1"}  # kept for each account, strongest first
+MIN_PASSWORD = 8  # characters, for a person at a terminal (NIST SP 800-63B §5.1.1.2); a script may know better
 
 
 class ScramKeys(NamedTuple):
@@ -11201,6 +11207,18 @@ class IqAuth(Feature):
         return None
 
 
+class Invited(Protocol):
+    """Who shows an invitation to register with: a stream, or somebody at a page (chapter 24)."""
+
+    @property
+    def host(self) -> str:
+        """Where."""
+
+    @property
+    def invitation(self) -> str:
+        """Its token, "" for none."""
+
+
 class Invitations(Feature):
     """Invitations (XEP-0401): a link that lets somebody register here, and makes contacts of those who meet by it.
 
@@ -11298,7 +11316,7 @@ class Invitations(Feature):
             raise StanzaError("item-not-found", "the invitation is unknown, used up or expired")
         stream.invitation = token
 
-    def check_name(self, stream: ClientStream, owner: JID) -> None:
+    def check_name(self, stream: Invited, owner: JID) -> None:
         """XEP-0401 §6.2: a reserved name is for one invitation, which is for that name; raises StanzaError."""
         own = self.find(stream.host, stream.invitation, accepted=True) if stream.invitation else None
         if stream.invitation and own is None:
@@ -11310,7 +11328,7 @@ class Invitations(Feature):
                  for one in self.known.items(JID("", stream.host, "")).values()):  # fmt: skip
             raise StanzaError("conflict")
 
-    def arrived(self, stream: ClientStream, owner: JID) -> None:
+    def arrived(self, stream: Invited, owner: JID) -> None:
         """XEP-0401 §5.5: the account is there; its contacts are, too, as if all had asked and allowed."""
         invitation = self._use(stream.host, stream.invitation, accepted=True)
         for text in invitation["contacts"]:
@@ -19772,7 +19790,8 @@ class HttpServer(Feature):
 
     def url(self, host: str) -> str:
         """Return the URL, without a slash at its end, by which the world reaches our port."""
-        port = "" if self.port in (0, 443) else f":{self.port}"
+        number = self.port or next((address.port for address in self.server.config.listen.web), 0)
+        port = "" if number in (0, 443) else f":{number}"
         return self.server.config.web_url or f"https://{ascii_domain(host)}{port}"
 
     @functools.cached_property
@@ -21117,6 +21136,209 @@ def try_upload(url: str, authority: Path | None) -> str:
     return "" if (put.status, got.status, same) == (201, 200, True) else f"answers {put.status} and {got.status}"
 
 
+# -- pages for people
+#
+# Two pages, made of elements like everything else, so that whatever stands in them is
+# escaped; without scripts, and with a policy that forbids them (threat S78). The first says
+# what this is; the second, behind the secret address of an invitation, makes an account.
+# There are no cookies, so a foreign page that posts the form has nobody's rights; it would
+# have to know the token, and its origin is checked nevertheless.
+
+STYLE = b"""body{font:1.1em/1.5 sans-serif;max-width:40em;margin:2em auto;padding:0 1em;color:#222}
+code{background:#eee;overflow-wrap:anywhere}label{display:block;margin:1em 0}input{font:inherit;display:block}
+button,.button{font:inherit;background:#164;color:#fff;border:0;border-radius:.3em;padding:.5em 1em}img{width:14em}
+.problem{color:#a00}"""
+MAX_FORM = 4096  # bytes of a form that a browser posts
+
+
+def html_page(title: str, *content: Element | None) -> bytes:
+    """Write a page; the elements have no namespace, and none that HTML wants an end tag of is empty."""
+    head = E("head", None, E("meta", charset="utf-8"), E("title", None, title),
+             E("meta", name="viewport", content="width=device-width"),
+             E("link", rel="stylesheet", href="/style.css"))  # fmt: skip
+    page = E("html", {"lang": "en"}, head, E("body", None, E("h1", None, title), *content))
+    return b"<!DOCTYPE html>" + serialize(page).encode()
+
+
+@dataclass(slots=True, frozen=True)
+class WebGuest:
+    """Somebody at a page, who shows an invitation (`Invited`)."""
+
+    host: str
+    invitation: str
+
+
+class Pages(Feature):
+    """Pages for people (HTTP, RFC 9110; Easy User Onboarding, XEP-0401 §5.2): what this is, and an invitation's.
+
+    C: GET /                    C: GET /invite/TOKEN        C: POST /invite/TOKEN  name=juliet&password=…&again=…
+    """
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server)
+        self.guard = LoginGuard(server.config.limits.logins_per_minute, server.loop.now)
+
+    def listening(self, opened: Sequence[tuple[str, Address]]) -> None:
+        """From now on an invitation has a page."""
+        if any(purpose == "web" for purpose, _ in opened):
+            self.server.registry.feature(Invitations).page = self.invitation_url
+
+    def invitation_url(self, host: str, token: str) -> str:
+        """Return where the page of an invitation is."""
+        return f"{self.server.registry.feature(HttpServer).url(host)}/invite/{token}"
+
+    def _answer(self, exchange: Exchange, status: int, page: bytes) -> None:
+        exchange.answer(status, page, "text/html; charset=utf-8", Content_Security_Policy=PAGE_POLICY,
+                        Referrer_Policy="same-origin", Cache_Control="no-store")  # fmt: skip
+
+    def _host(self, exchange: Exchange) -> str:
+        hosts = self.server.config.hosts
+        return exchange.host if exchange.host in hosts else hosts[0]
+
+    @route("GET", "/style.css")
+    def style(self, exchange: Exchange) -> None:
+        """How the pages look."""
+        exchange.answer(200, STYLE, "text/css")
+
+    @property
+    def _authority(self) -> Path | None:
+        network = self.server.network
+        return network.certificates.authority if network is not None else None
+
+    @route("GET", "/ca.pem")
+    def authority(self, exchange: Exchange) -> None:
+        """Our own authority, for devices that are to trust it; its fingerprint is compared on another way."""
+        if self._authority is None:
+            raise HttpError(404)
+        exchange.answer(200, self._authority.read_bytes(), "application/x-x509-ca-cert")
+
+    @route("GET", "/")
+    def welcome(self, exchange: Exchange) -> None:
+        """What this is, and how to connect."""
+        host = self._host(exchange)
+        self._answer(exchange, 200, html_page(
+            host, E("p", None, f"This is a chat server: it speaks XMPP, and serves addresses such as name@{host}."),
+            E("p", None, "To connect, install an XMPP app (for example Conversations, Monal, Dino, Gajim or Converse) "
+                         "and log in with your address and password. The app finds the rest by itself."),
+            *self._trust()))  # fmt: skip
+
+    def _trust(self) -> Iterator[Element]:
+        """What a device has to know before it believes us."""
+        authority = self._authority
+        if authority is not None:
+            yield E("p", None, "The certificates here are made by this server's own authority. Devices must trust it ",
+                    "once: ", E("a", {"href": "/ca.pem"}, "its certificate"), ". Whoever runs the server can tell you ",
+                    "whether this is its SHA-256 fingerprint: ",
+                    E("code", None, fingerprint(authority)), ".")  # fmt: skip
+
+    # -- invitations
+
+    def _invitation(self, exchange: Exchange) -> tuple[str, str, Mapping[str, Any]]:
+        """Return host, token and invitation of a path; raises HttpError, the same for all that are not good (S84)."""
+        host, token = self._host(exchange), exchange.path.removeprefix("/invite/")
+        peer = exchange.carrier.connection.peer
+        try:
+            self.guard.check(peer)
+        except SASLError:
+            raise HttpError(404, "Too many attempts: wait a minute.") from None
+        invitation = self.server.registry.feature(Invitations).find(host, token)
+        if invitation is None:
+            self.guard.count(peer)
+            raise HttpError(404, "This invitation is not good any more, or never was.")
+        return host, token, invitation
+
+    @route("GET", "/invite/")
+    def invitation(self, exchange: Exchange) -> None:
+        """XEP-0401 §5.2: the way to an app, or to an account without one."""
+        host, token, invitation = self._invitation(exchange)
+        self._answer(exchange, 200, self._invitation_page(host, token, invitation, invitation["username"], ""))
+
+    def _invitation_page(self, host: str, token: str, invitation: Mapping[str, Any], name: str, problem: str) -> bytes:
+        uri = self.server.registry.feature(Invitations).uri(host, token)
+        who = f"{invitation['contacts'][0]} invites you" if invitation["contacts"] else "You are invited"
+        fields = (
+            ("Your name here", "name", "text", name),
+            (f"A password, at least {MIN_PASSWORD} characters", "password", "password", ""),
+            ("The password again", "again", "password", ""),
+        )
+        may_register = invitation["account"]
+        form = E("form", {"method": "post"}, *(E("label", None, label, E("input", {
+            "name": key, "type": kind, "value": value, "required": "required"})) for label, key, kind, value in fields),
+            E("button", None, "Make the account"))  # fmt: skip
+        return html_page(
+            f"{who} to chat on {host}", E("p", {"class": "problem"}, problem) if problem else None,
+            E("p", None, "With an XMPP app on this device (for example Conversations, Monal or Dino): ",
+              E("a", {"class": "button", "href": uri}, "open the invitation")),
+            self._picture(uri),
+            E("p", None, "Or choose name and password here, and log in with any app:") if may_register else None,
+            form if may_register else None, *self._trust())  # fmt: skip
+
+    @staticmethod
+    def _picture(uri: str) -> Element | None:
+        """The invitation for another device's camera, if segno is here to draw it."""
+        try:
+            import segno
+        except ImportError:
+            return None
+        drawn = segno.make(uri, micro=False).svg_data_uri(scale=4)
+        return E("p", None, "On another device, scan this: ", E("img", {"src": drawn, "alt": uri}))
+
+    @route("POST", "/invite/")
+    def accept(self, exchange: Exchange) -> None:
+        """S78, S85: only from our own page, and only with a good token."""
+        origin = exchange.headers.get("origin", "")
+        if not HttpServer.is_own(origin, exchange):
+            raise HttpError(403)
+        if not self._invitation(exchange)[2]["account"]:
+            raise HttpError(403, "This invitation is for people who have an account.")
+        exchange.collect(MAX_FORM, functools.partial(self._register, exchange))
+
+    def _register(self, exchange: Exchange, data: bytes) -> None:
+        host, token, invitation = self._invitation(exchange)
+        form = {name: values[0] for name, values in parse_qs(data.decode(errors="replace")).items()}
+        name, password = form.get("name", ""), form.get("password", "")
+        owner, problem = self._judge(WebGuest(host, token), name, password, form.get("again", ""))
+        if owner is None:
+            return self._answer(exchange, 422, self._invitation_page(host, token, invitation, name, problem))
+
+        def made(credentials: Mapping[str, Any]) -> None:
+            exchange.carrier.attempt(functools.partial(self._create, exchange, token, owner, credentials))
+
+        self.server.loop.offload(new_credentials, password, owner, self.server.config.compat.digest_md5, then=made)
+
+    def _judge(self, guest: WebGuest, name: str, password: str, again: str) -> tuple[JID | None, str]:
+        """Return the address that is to be, or None and what is wrong."""
+        try:
+            owner = JID(prepare_account_name(name.strip()), guest.host, "")
+            saslprep(password)
+        except ValueError:
+            return None, "Such a name or password is not possible: letters and digits are best."
+        if len(password) < MIN_PASSWORD:
+            return None, "The password is too short."
+        if password != again:
+            return None, "The two passwords differ."
+        if owner in self.server.accounts or owner in self.server.config.admins:
+            return None, "That name is taken."
+        try:
+            self.server.registry.feature(Invitations).check_name(guest, owner)
+        except StanzaError as error:
+            return None, f"Not possible: {error.text or 'that name is taken'}."
+        return owner, ""
+
+    def _create(self, exchange: Exchange, token: str, owner: JID, credentials: Mapping[str, Any]) -> None:
+        invitations, guest = self.server.registry.feature(Invitations), WebGuest(owner.domain, token)
+        try:
+            invitations.check_name(guest, owner)
+            self.server.create_account(owner, credentials)
+            invitations.arrived(guest, owner)
+        except StanzaError as error:
+            raise HttpError(409, error.text or "That name is taken.") from None
+        log.info("%s was invited and has registered by the web", owner)
+        self._answer(exchange, 201, html_page(
+            f"Welcome, {owner.local}", E("p", None, "Your address is ", E("code", None, str(owner)),
+            ". Install an XMPP app, and log in with it and your password."), *self._trust()))  # fmt: skip
+
+
 # ==== 25. Administration: the control channel, commands ====
 #
 # While the server runs, its files belong to it: what it has in memory would overwrite what
@@ -22122,6 +22344,7 @@ FEATURES: tuple[type[Feature], ...] = (
     WebSocketBinding,
     Bosh,
     HttpUpload,
+    Pages,
     Bind2,
     FastLogin,
     ExtensibleSasl,
@@ -22252,7 +22475,6 @@ def levels_reached() -> dict[str, str]:
 
 PACKAGES = {"defusedxml": "defusedxml", "cryptography": "cryptography", "platformdirs": "platformdirs",
             "tomli_w": "tomli-w"}  # module: what the package is called  # fmt: skip
-MIN_PASSWORD = 8  # characters, for a person at a terminal (NIST SP 800-63B §5.1.1.2); a script may know better
 PASSWORD_ATTEMPTS = 3  # at the terminal
 MAX_PASSWORD_LINE = 4096  # bytes that --password-stdin reads; SASLprep allows 1023
 LOW_DISK = 100 * 1024 * 1024  # bytes free: below, `check` complains; a busy day of a household is a tenth
@@ -22616,11 +22838,6 @@ def unserved_domains(config: Config) -> list[str]:
     """
     served = {folder_name(host) for host in config.hosts}
     return sorted(path.parent.name for path in config.data.glob("*/accounts") if path.parent.name not in served)
-
-
-def fingerprint(certificate: Path) -> str:
-    """Return the SHA-256 fingerprint of a certificate as people compare it, in pairs of hexadecimal digits."""
-    return hashlib.sha256(load_certificate(certificate).der).digest().hex(":").upper()
 
 
 # -- init
