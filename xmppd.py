@@ -19624,6 +19624,8 @@ class HttpConnection:
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
         exchange = Exchange(self, request.method.decode("ascii"), "", headers)
         self.exchange = exchange
+        if "transfer-encoding" in headers and "content-length" in headers:
+            raise HttpError(400)  # whoever stands between us may read that in another way (RFC 9112 §6.1, threat S82)
         if not exchange.has_body:
             self.parser.next_event()  # its end
             self.wait(0)

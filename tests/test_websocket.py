@@ -90,7 +90,7 @@ def test_a_connection_serves_one_request_after_the_other(server: Server) -> None
 
 
 @pytest.mark.parametrize(("bad", "status"), [
-    (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 404),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\n b: c\r\n", 400),
@@ -100,7 +100,7 @@ def test_a_connection_serves_one_request_after_the_other(server: Server) -> None
     (b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
 ])  # fmt: skip
 def test_what_could_be_read_in_two_ways_ends_the_connection(server: Server, bad: bytes, status: int) -> None:
-    """S82: request smuggling. h11 lets chunked win, as RFC 9112 §6.3 has it; and nothing may follow."""
+    """S82: request smuggling, RFC 9112 §6.1, §11.2: nothing may follow."""
     wire = pipe(server)
     wire.send(bad + head("GET", "/.well-known/host-meta", {}, b""))
     answer, rest = read_answer(wire)
