@@ -7764,6 +7764,7 @@ class Network:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(ANSWER_TIMEOUT * 1000))
         self._per_address[limited_address(address)] += 1
         connection = Connection(self, sock, address)
+        connection.set_rate(self.config.limits.remote_bytes_per_second)
         self.connections.add(connection)
         connection.carry(make(connection))
 
@@ -18674,7 +18675,7 @@ class Call:
         federation.resolve(self.remote, self._found)
 
     def _found(self, targets: Sequence[Target]) -> None:
-        known = self.federation.known.get(self.remote)
+        known = self.federation.recall(self.remote)
         self.verify = known is None or known.verifies or self.federation.security(self.remote) == "verified"
         for target in targets:
             self._left += [(address, target.port, target.direct_tls) for address in target.addresses]
@@ -18940,7 +18941,8 @@ class OutgoingRoute:
         """Take what has arrived off the log."""
         count, self._arrived, self._forgetting = self._arrived, 0, None
         try:
-            self.federation.log.drop(self.owner, count)
+            if count:
+                self.federation.log.drop(self.owner, count)
         except StanzaError as error:
             log.error("%s: what has been sent will be sent again: %s", self.remote, error.text)
 
@@ -18982,7 +18984,7 @@ class Federation(Feature):
         self.dial: Callable[[str, int, Callable[[Connection], Carried], Callable[[], None]], None]
         if server.network is not None:
             self.dial = server.network.dial
-            server.network.asks = lambda peer: peer in self.known and self.known[peer].may_call
+            server.network.asks = lambda peer: (known := self.recall(peer)) is not None and known.may_call
             server.loop.call_later(0, self.restore)
         self.reloaded()
 
@@ -19122,9 +19124,14 @@ class Federation(Feature):
         if len(self.known) > MAX_REMEMBERED:
             self.known.popitem(last=False)
 
+    def recall(self, name: str) -> Known | None:
+        """Return what is known of a certificate, unless that is too long ago."""
+        known = self.known.get(name)
+        return known if known is not None and known.until > self.server.loop.now() else None
+
     def note_caller(self, stream: IncomingStream) -> None:
         """Direct TLS names nobody: what is known of the domain will hold for the address, next time."""
-        known = self.known.get(stream.remote)
+        known = self.recall(stream.remote)
         if known is not None:
             self.remember(stream.transport.peer, known.may_call, verifies=known.verifies)
 
@@ -19133,8 +19140,8 @@ class Federation(Feature):
 
         When we are calling it ourselves just now, the two might wait for each other.
         """
-        known = self.known.get(theirs)
-        if known is not None and known.until > self.server.loop.now():
+        known = self.recall(theirs)
+        if known is not None:
             return then(known.may_call)
         if theirs in self.calls or not theirs or not self.reaches(theirs) or theirs in self.server.domains:
             return then(False)
@@ -19143,7 +19150,7 @@ class Federation(Feature):
         def decide(found: OutgoingStream | str) -> None:
             if timer.callback is not None:
                 timer.cancel()
-                known = self.known.get(theirs)
+                known = self.recall(theirs)
                 then(known.may_call if known is not None else isinstance(found, str))
 
         timer = self.server.loop.call_later(VISIT_TIMEOUT, lambda: decide(""))

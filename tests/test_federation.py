@@ -282,6 +282,19 @@ def test_a_handshake_that_failed_is_remembered(internet: Internet) -> None:
             assert peer.is_closed()
 
 
+def test_what_is_known_of_a_certificate_grows_old(romeo: Client, internet: Internet) -> None:
+    """XEP0178-3-6: a server that had a bad one is given another chance"""
+    internet.federation.remember(FAR, False, verifies=False)
+    assert internet.federation.recall(FAR) is not None
+    internet.server.clock.skip(xmppd.REMEMBERED_LIFE + 1)
+    internet.add(FAR, certificate=certificate_of(FAR))
+    writes(romeo, "O")
+    peer = internet.called(FAR).accepts_all()
+    assert peer.transport.peer_tls is not None
+    assert peer.transport.peer_tls.verify
+    peer.forgets_unread()
+
+
 def test_two_servers_that_call_each_other_do_not_wait_for_each_other(romeo: Client, internet: Internet) -> None:
     """While we wait for its `proceed`, it gets ours."""
     internet.add(FAR)
