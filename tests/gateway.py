@@ -11,9 +11,10 @@ jabber:component:accept in its place, which the reader and `opens_stream` see to
 from __future__ import annotations
 
 import hashlib
+import ssl
 import xml.etree.ElementTree as ET
 
-from tests.dialogue import CLIENT, STREAMS, Client, Event, SocketWire, StreamReader, Wire
+from tests.dialogue import CLIENT, STREAMS, Cast, Client, Event, SocketWire, StreamReader, Wire
 from tests.servers import MemoryServer, MemoryWire, ProcessServer
 
 COMPONENT = "jabber:component:accept"
@@ -36,15 +37,19 @@ class ComponentReader(StreamReader):
 
 
 class Gateway(Client):
-    """A component that is not yet connected; `server` runs in memory or as a process."""
+    """A component that is not yet connected; `server` runs in memory or as a process, or is an address."""
 
-    def __init__(self, server: MemoryServer | ProcessServer, name: str = NAME, secret: str = SECRET) -> None:
+    def __init__(
+        self, server: MemoryServer | ProcessServer | tuple[str, int], name: str = NAME, secret: str = SECRET,
+        cast: Cast | None = None,
+    ) -> None:  # fmt: skip
         def dial() -> Wire:
             if isinstance(server, MemoryServer):
                 return MemoryWire(server, protocol="component")
-            return SocketWire(("127.0.0.1", server.ports["component"]), server.trust)
+            address = server if isinstance(server, tuple) else ("127.0.0.1", server.ports["component"])
+            return SocketWire(address, ssl.create_default_context())  # there will be no TLS
 
-        super().__init__(dial, server.cast, host=name)
+        super().__init__(dial, cast or (Cast() if isinstance(server, tuple) else server.cast), host=name)
         self.secret = secret
 
     def opens_stream(self, *, to: str | None = None, version: str | None = None, **attributes: str) -> None:

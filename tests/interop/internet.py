@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 
 import xmppd
 from tests.dialogue import CLIENT, Cast, Client, Event, SocketWire, local_name
+from tests.gateway import SECRET
 from tests.names import NameServer
 from tests.servers import ServerProcess, credentials_of, password_of, write_configuration
 from tests.test_certificates import certify, dns, write_pair, write_pem
@@ -213,13 +214,21 @@ class Node:
 class Xmppd(Node):
     """This repository's server."""
 
-    settings: ClassVar[dict[str, Any]] = {}
+    component_port = 0
+
+    @property
+    def gateway(self) -> str:
+        """The domain of a component; no certificate is for it."""
+        return f"gateway.{self.own}"
 
     def run(self) -> None:
         """See `Node.run`."""
+        self.internet.publish(self.gateway, self.host).target = (self.host, 0)
         config = write_configuration(self.folder, {
             "hosts": list(self.domains),
-            "listen": {"client": [f"{self.host}:0"], "server": [f"{self.host}:0"], "client_tls": [], "component": [], "web": []},
+            "listen": {"client": [f"{self.host}:0"], "server": [f"{self.host}:0"], "client_tls": [], "web": [],
+                       "component": [f"{self.host}:0"]},
+            "components": {self.gateway: {"secret": SECRET}},
             "tls": {"certificate": str(self.tls)},
             "limits": {"connections_per_address": 0, "connections_per_minute": 0, "logins_per_minute": 0,
                        "bytes_per_second": 0, "remote_bytes_per_second": 0},
@@ -234,7 +243,8 @@ class Xmppd(Node):
         self.process = ServerProcess(config, data)
         ready = self.process.wait_for("ready: ", START_TIMEOUT)
         ports = {kind: int(port) for kind, port in re.findall(r"(\w+) 127\.0\.0\.\d+:(\d+)", ready)}
-        self.client_port, self.server_port = ports["client"], ports["server"]
+        self.client_port, self.server_port, self.component_port = ports["client"], ports["server"], ports["component"]
+        self.internet.relays[self.gateway].target = (self.host, self.server_port)
         for domain in self.domains:
             for name in PEOPLE:
                 with xmppd.ControlClient(data) as control:

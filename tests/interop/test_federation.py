@@ -18,6 +18,7 @@ import pytest
 
 import xmppd
 from tests.bench.servers import NotInstalled, debian_version
+from tests.gateway import Gateway
 from tests.interop.internet import CAPS, Ejabberd, Internet, Node, Person, Prosody, Xmppd, wait_until
 
 pytestmark = pytest.mark.timeout(180)
@@ -208,6 +209,22 @@ def a_day(near: Node, far: Node, trust: str, servers: Servers) -> None:
 @pytest.mark.parametrize("far", ["mantua", "prosody", "ejabberd"])
 def test_people_of_two_servers(servers: Servers, far: str, trust: str) -> None:
     a_day(servers.get("verona"), servers.get(far), trust, servers)
+
+
+@pytest.mark.parametrize("far", ["mantua", "prosody", "ejabberd"])
+def test_a_component_reaches_people_of_other_servers(servers: Servers, far: str) -> None:
+    """XEP0114-3-10, XEP0114-3-12: by dialback for the component's own domain"""
+    near, node = servers.get("verona"), servers.get(far)
+    assert isinstance(near, Xmppd)
+    gateway = Gateway((near.host, near.component_port), near.gateway).connects()
+    juliet = node.person("juliet", node.own)
+    sender = f"mercutio@{near.gateway}"
+    gateway.sends(f"<message type='chat' from='{sender}' to='{juliet.bare}'><body>Nay</body></message>")
+    juliet.awaits("message", type="chat", from_=sender, body="Nay")
+    juliet.sends(f"<message type='chat' to='{sender}'><body>Ay</body></message>")
+    gateway.receives(f"<message type='chat' from='{juliet.jid}' to='{sender}' ...><body>Ay</body></message>")
+    gateway.closes()
+    juliet.disconnects()
 
 
 # -- what `xmppd check DOMAIN` says of them
