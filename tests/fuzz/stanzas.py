@@ -119,7 +119,21 @@ BREAKING = (  # what ends a stream
     f"<{'a' * 2000}/>",
     "</stream:stream><message to='romeo@example.org'><body>too late</body></message>",
 )
+MANAGING = (  # stream management, copies, client state: some of it ends a stream
+    "<enable xmlns='urn:xmpp:sm:3' resume='true'/>",
+    "<enable xmlns='urn:xmpp:sm:3' resume='true' max='100'/>",
+    "<enable xmlns='urn:xmpp:sm:3'/>",
+    "<r xmlns='urn:xmpp:sm:3'/>",
+    "<a xmlns='urn:xmpp:sm:3' h='0'/>",
+    "<a xmlns='urn:xmpp:sm:3' h='3'/>",
+    "<a xmlns='urn:xmpp:sm:3' h='x'/>",
+    "<resume xmlns='urn:xmpp:sm:3' previd='x' h='0'/>",
+    "<inactive xmlns='urn:xmpp:csi:0'/>",
+    "<active xmlns='urn:xmpp:csi:0'/>",
+    "<iq type='set' id='carbons'><enable xmlns='urn:xmpp:carbons:2'/></iq>",
+)
 NEGOTIATION = (  # for who has not logged in
+    "<enable xmlns='urn:xmpp:sm:3'/><resume xmlns='urn:xmpp:sm:3' previd='{word}' h='1'/>",
     "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/><iq type='set' id='1'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'/></iq>",
     "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='{word}'>{word}</auth>",
     "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>AHJvbWVvAHdyb25n</auth>",
@@ -534,6 +548,8 @@ class Player:
         if not from_whom and (to is not None or sender not in (None, self.full, self.client.bare, HOSTS[0])):
             return  # as above
         self.asked[id] -= 1
+        if self.asked[id] < 0 and to and any(same_address(to, full) for full in self.play.managed):
+            self.asked[id] = 0  # it had answered, and then its session died before it acknowledged (XEP-0198 §4)
         assert self.asked[id] + self.lost[id] >= 0, f"{self.full}: {id!r} was answered twice\n{self.transcript()}"
 
     def check_sender(self, stanza: ET.Element) -> None:
@@ -602,6 +618,7 @@ class Play:
         self.grammar = Grammar(self.chance, server.server)
         self.answered: set[tuple[str, str]] = set()  # (asker, id) of requests that a player has answered
         self.alive: set[str] = set()  # full JIDs
+        self.managed: set[str] = set()  # full JIDs that have once enabled stream management
         self.standing = len(server.loop._timers)  # timers that are there for as long as the server runs
         self.ahead = 0.0  # seconds that our clock is ahead of the real one
         server.loop.now = lambda: time.monotonic() + self.ahead
@@ -612,7 +629,7 @@ class Play:
         self.counts: Counter[str] = Counter()  # of what was done
 
     ACTIONS: tuple[tuple[str, int], ...] = (
-        ("talk", 160), ("stop", 8), ("break_", 10), ("vanish", 4), ("close", 3), ("intrude", 8), ("wait", 3),
+        ("talk", 160), ("manage", 12), ("stop", 8), ("break_", 10), ("vanish", 4), ("close", 3), ("intrude", 8), ("wait", 3),
     )  # fmt: skip
 
     def step(self) -> None:
@@ -633,6 +650,13 @@ class Play:
         said = [self.grammar.stanza(player.full) for _ in range(self.chance.choice((1, 1, 2, 5)))]
         self.counts["stanzas"] += len(said)
         player.says(said, self.chance.randrange(100_000))
+        player.collect()
+
+    def manage(self, player: Player) -> None:
+        """Have the server count, copy or hold back, or count wrong."""
+        player.provoking = True
+        self.managed.add(player.full)
+        player.client.sends_raw(self.chance.choice(MANAGING))
         player.collect()
 
     def break_(self, player: Player) -> None:
