@@ -22229,7 +22229,8 @@ SECRET_TAGS = frozenset({
     IQ_AUTH("password"), IQ_AUTH("digest"), REGISTER("password"), CLIENT("handshake"),
     SASL2("initial-response"), SASL2("response"), SASL2("challenge"), SASL2("additional-data"),
 })  # fmt: skip
-SECRET_ATTRIBUTES = {FAST("token"): "token"}
+SECRET_ATTRIBUTES = {FAST("token"): "token", PARS("preauth"): "token", EXTERNAL_SERVICES("service"): "password"}
+SECRET_FIELDS = frozenset({"password", "password-verify", "uri", "landing-url"})  # of commands' forms
 MASK = "***"
 TRACE_COLOURS = {"C:": "\x1b[36m", "S:": "\x1b[32m", "→": "\x1b[33m"}  # cyan, green, yellow
 PLAIN_COLOUR = "\x1b[0m"
@@ -22251,9 +22252,12 @@ def masked(element: Element) -> Element:
     copy.text, copy.tail = element.text, element.tail
     if element.tag in SECRET_TAGS and element.text:
         copy.text = MASK
-    if element.tag in SECRET_ATTRIBUTES:
+    if element.tag in SECRET_ATTRIBUTES and SECRET_ATTRIBUTES[element.tag] in element.attrib:
         copy.set(SECRET_ATTRIBUTES[element.tag], MASK)
     copy.extend(masked(child) for child in element)
+    if element.tag == DATA_FORMS("field") and element.get("var") in SECRET_FIELDS:
+        for value in copy.iter(DATA_FORMS("value")):
+            value.text = MASK
     return copy
 
 

@@ -341,6 +341,19 @@ def test_a_client_shuts_the_server_down(process_server) -> None:
     assert process_server.process.process.wait(15) == 0
 
 
+def test_traces_hide_passwords_and_invitations(server: MemoryServer, nurse) -> None:
+    """S86"""
+    lines: list[str] = []
+    server.server.trace = xmppd.Trace(lines.append, colour=False)
+    does(nurse, "add-user", accountjid="paris@example.org", password="county-secret", password_verify="county-secret")
+    nurse.sends(f"<iq type='set' id='c' to='example.org'><command xmlns='{COMMANDS}' node='urn:xmpp:invite#invite'/></iq>")
+    made = nurse.receives(f"<iq type='result' id='c'><command xmlns='{COMMANDS}' ...>...</command></iq>")
+    token = (values_of(made, "uri")[0] or "").partition("preauth=")[2].partition(";")[0]
+    text = "\n".join(lines)
+    assert "paris@example.org" in text and "county-secret" not in text
+    assert len(token) == 32 and token not in text
+
+
 # -- contact addresses (XEP-0157)
 
 
