@@ -18808,7 +18808,7 @@ class OutgoingRoute:
     # -- finding a stream
 
     def _start(self) -> None:
-        if self.call or self._retry or self.federation.is_closing:
+        if self.call or self._retry or self.federation.is_at_rest:
             return
         if self.outgoing is not None and not self.outgoing.is_ready:  # SASL is under way
             if self not in self.outgoing.call.routes:
@@ -18970,7 +18970,7 @@ class Federation(Feature):
 
     def __init__(self, server: Server) -> None:
         super().__init__(server)
-        self.is_closing = False
+        self.is_at_rest = server.network is None  # nobody is called: on the command line, and at the end
         self.routes: dict[tuple[str, str], OutgoingRoute] = {}
         self.calls: dict[str, Call] = {}  # by remote domain
         self.streams: set[ServerStream] = set()
@@ -19006,7 +19006,7 @@ class Federation(Feature):
         self.server.loop.post(self._say_goodbye)
 
     def _say_goodbye(self) -> None:
-        self.is_closing = True
+        self.is_at_rest = True
         for stream in list(self.streams):
             stream.fail(StreamError("system-shutdown"))
         for route in self.routes.values():

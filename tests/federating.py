@@ -223,6 +223,7 @@ class Internet:
         self.federation = server.server.registry.feature(xmppd.Federation)
         self.federation.resolve = self._resolve
         self.federation.dial = self._dial
+        self.federation.is_at_rest = False
         self.domains: dict[str, Sequence[xmppd.Target]] = {}
         self.refusing: set[str] = set()  # addresses where nobody listens
         self.certificates: dict[str, tuple[bytes, bool]] = {}  # by address: the certificate shown, whether it is good

@@ -497,6 +497,21 @@ def test_messages_that_wait_survive_the_server(romeo: Client, internet: Internet
     peer.receives_nothing()
 
 
+def test_what_the_command_line_says_waits_for_the_server(server: MemoryServer, romeo: Client) -> None:
+    """Nobody is called while nothing is served: an account is removed, and its contacts elsewhere hear of it later"""
+    federation = server.server.registry.feature(xmppd.Federation)
+    romeo.sends(f"<presence type='subscribe' to='juliet@{FAR}'/>")
+    romeo.receives_anything()
+    assert not federation.calls
+    assert federation.log.count(xmppd.JID("example.org", FAR, "")) == 1
+    peer_world = Internet(server)
+    peer_world.add(FAR)
+    federation.routes.clear()
+    federation.restore()
+    peer = peer_world.called(FAR).lets_in()
+    peer.receives(f"<presence type='subscribe' from='romeo@example.org' to='juliet@{FAR}' ...>...</presence>")
+
+
 def test_subscriptions_and_presence_cross_the_border(romeo: Client, internet: Internet) -> None:
     """RFC6121-3.1, RFC6121-4.3"""
     romeo.comes_online()
