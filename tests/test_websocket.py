@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 import ssl
@@ -414,3 +415,18 @@ def test_at_shutdown_clients_hear_why(process_server: Server) -> None:
     process_server.process.process.wait(15)
 
 
+
+
+@pytest.mark.parametrize("transport", ["websocket", "bosh"])
+def test_sasl2_needs_no_restart_on_any_transport(server: Server, transport: str) -> None:
+    """XEP-0388 §5, XEP-0386, XEP-0206 §5: the stream goes on, so nothing has to be opened anew."""
+    romeo = web_client(server, transport).connect()
+    romeo.negotiates()
+    initial = base64.b64encode(b"\0romeo\0romeo-secret").decode()
+    romeo.sends(f"""<authenticate xmlns='urn:xmpp:sasl:2' mechanism='PLAIN'><initial-response>{initial}</initial-response>
+        <bind xmlns='urn:xmpp:bind:0'><tag>Web</tag></bind></authenticate>""")
+    romeo.receives("<success xmlns='urn:xmpp:sasl:2'><authorization-identifier>romeo@example.org/Web*</authorization-identifier>"
+                   "<bound xmlns='urn:xmpp:bind:0'>...</bound></success>")  # fmt: skip
+    romeo.receives_features()
+    romeo.sends("<iq type='get' id='p' to='example.org'><ping xmlns='urn:xmpp:ping'/></iq>")
+    romeo.receives("<iq type='result' id='p' from='example.org' to='romeo@example.org/Web*'/>")

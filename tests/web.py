@@ -348,7 +348,7 @@ class BoshWire:
         self._stash = b""  # what came while something was to be sent
         self._splitter = Splitter()
         self._header: dict[str, str] = {}
-        self._ended = False
+        self._is_opening = self._ended = False
 
     def send(self, data: bytes) -> None:
         payload = b""
@@ -366,6 +366,7 @@ class BoshWire:
             self.posts(payload.decode())
 
     def _open(self, attributes: dict[str, str]) -> None:
+        self._is_opening = True
         common = {"to": attributes.get("to", ""), **({"xml:lang": attributes["xml:lang"]} if "xml:lang" in attributes else {}), "xmlns:xmpp": "urn:xmpp:xbosh"}
         if self.sid:
             self.posts("", **common, **{"xmpp:restart": "true"})
@@ -414,7 +415,8 @@ class BoshWire:
             self.sid = element.get("sid", "")
             header = {"from": element.get("from", ""), "id": element.get("authid", ""), "version": "1.0", "xml:lang": "en"}
             self._header = header
-        if b"<stream:features" in inside or (self._header and not self.sid):
+        if b"<stream:features" in inside and self._is_opening:  # behind SASL2 they come without a header
+            self._is_opening = False
             inside = f"{STREAM_START}{attributes_text(self._header)}>".encode() + inside
         if element.get("type") == "terminate":
             self._ended = True
