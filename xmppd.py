@@ -23651,7 +23651,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version_line())
     add_common_options(parser, None)
     parser.set_defaults(function=run, verbose=False, trace=False)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    # Without `prog` argparse formats its help to find it, for which it imports half a megabyte [measured].
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="xmppd")
 
     serving = add_command(commands, "run", run, "serve until SIGTERM; this is what xmppd does without a command")
     serving.add_argument("--trace", action="store_true", help="print every stanza, and the rule that decided its fate; "
@@ -23688,7 +23689,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_user_commands(commands: Any) -> None:
     """Add `user` and the commands below it."""
     user = add_command(commands, "user", None, "add and remove accounts, set passwords; the server may be running")
-    below = user.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    below = user.add_subparsers(title="commands", metavar="COMMAND", required=True, prog="xmppd user")
     for name, function, text in (
         ("add", user_add, "add an account"),
         ("passwd", user_passwd, "set another password"),
