@@ -5522,10 +5522,6 @@ class Certificates:
         if host := self._host_for(name):
             sock.context = self.peer_context(host, way)
 
-    def direct_context(self, protocol: str = "xmpp-client") -> HostContext:
-        """Return the context for direct TLS (XEP-0368), where only SNI can say which host is meant."""
-        return self.context("", protocol)
-
     def end_point(self, host: str) -> bytes | None:
         """Return the channel binding tls-server-end-point of a host's certificate (see `channel_bindings`)."""
         return self.context(host, self.protocols[0]).certificate.end_point()
@@ -5646,13 +5642,6 @@ def channel_bindings(sock: ssl.SSLSocket) -> dict[str, bytes]:
     if isinstance(sock.context, HostContext) and (end_point := sock.context.certificate.end_point()):
         bindings["tls-server-end-point"] = end_point
     return bindings
-
-
-def client_addresses(sock: ssl.SSLSocket) -> list[JID]:
-    """Return the addresses in the client's verified certificate; none without one (RFC 6120 §13.7.2.2)."""
-    if sock.context.verify_mode == ssl.CERT_NONE:
-        return []
-    return peer_addresses(sock.getpeercert(binary_form=True) or b"")
 
 
 # ==== 10. Credentials and SASL (RFC 6120 §6, RFC 5802, RFC 7677, RFC 4616) ====

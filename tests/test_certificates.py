@@ -157,7 +157,7 @@ def own(data: Path) -> Certificates:
 @pytest.mark.parametrize("name", [*HOSTS, "localhost", "127.0.0.1", "::1", "192.0.2.7"])
 def test_a_client_that_trusts_our_authority_accepts_every_name(own: Certificates, name: str) -> None:
     """RFC6120-5.4.3.1-1"""
-    with connected(own.direct_context(), trusting(own.authority), name) as (server, ours):
+    with connected(own.context("", "xmpp-client"), trusting(own.authority), name) as (server, ours):
         assert ours.version() == "TLSv1.3"
         server.sendall(b"hello")
         assert ours.recv(5) == b"hello"
@@ -462,7 +462,7 @@ def test_a_folder_holds_a_pair_for_each_host(tmp_path: Path) -> None:
     hosts = ("example.org", "example.com", "chat.wild.example")
     certificates = Certificates(configured(tmp_path, TLSFiles(folder, folder), hosts))
     for host, pair in zip(hosts, (one, two, wild), strict=True):
-        with connected(certificates.direct_context(), trusting(None), host) as (server, ours):
+        with connected(certificates.context("", "xmpp-client"), trusting(None), host) as (server, ours):
             assert ours.getpeercert(True) == der(pair[0])
             assert xmppd.channel_bindings(server)["tls-server-end-point"] == hashlib.sha256(der(pair[0])).digest()
         assert certificates.end_point(host) == hashlib.sha256(der(pair[0])).digest()
@@ -527,7 +527,7 @@ def test_direct_tls_answers_alpn_and_goes_on_without(
     client = trusting(None)
     if proposed:
         client.set_alpn_protocols(proposed)
-    with connected(two_hosts.direct_context("xmpp-client"), client, "example.com") as (_, ours):
+    with connected(two_hosts.context("", "xmpp-client"), client, "example.com") as (_, ours):
         assert ours.selected_alpn_protocol() == chosen
 
 
@@ -669,12 +669,12 @@ def test_a_client_certificate_says_who_it_is(people: Any, tmp_path: Path, versio
     client = bearing(tmp_path, alice)
     client.maximum_version = version
     with connected(certificates.context("example.org"), client, "example.org") as (server, _):
-        assert xmppd.client_addresses(server) == [JID("alice", "example.org", "")]
+        assert xmppd.peer_addresses(server.getpeercert(True) or b"") == [JID("alice", "example.org", "")]
 
 
 def test_a_client_may_come_without_a_certificate(people: Any) -> None:
     with connected(people[0].context("example.org"), trusting(None), "example.org") as (server, _):
-        assert xmppd.client_addresses(server) == []
+        assert xmppd.peer_addresses(server.getpeercert(True) or b"") == []
 
 
 def test_only_the_configured_authority_counts(people: Any, tmp_path: Path) -> None:
